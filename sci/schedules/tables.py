@@ -1,0 +1,237 @@
+"""Schedules from tables of levels and from functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sci.schedules.base import Schedule
+
+__all__ = ["Custom", "Levels", "Tabulated"]
+
+
+class Levels(Schedule):
+    """Explicit noise levels, as a trained discrete model has them, with log-linear interpolation.
+
+    Level k of n is at t = k / (n - 1); between levels log alpha and log sigma are linear in t.
+
+    Arguments:
+        sigmas: (n,) positive, n >= 2, from the source to the data.
+        alphas: (n,) positive; ones when None.
+        source_std: what sampling starts from; sigmas[0] when None.
+
+    Raises:
+        ValueError: when values are not positive or log(alpha / sigma) does not increase.
+    """
+
+    def __init__(
+        self,
+        sigmas: Sequence[float] | np.ndarray,
+        alphas: Sequence[float] | np.ndarray | None = None,
+        source_std: float | None = None,
+    ):
+        sigma = np.asarray(sigmas, dtype=np.float64)
+        alpha = np.ones_like(sigma) if alphas is None else np.asarray(alphas, dtype=np.float64)
+        if sigma.ndim != 1 or sigma.shape != alpha.shape or len(sigma) < 2:
+            raise ValueError(
+                f"Levels: expected two or more levels, got shapes {sigma.shape}, {alpha.shape}"
+            )
+        if not ((sigma > 0) & (alpha > 0) & np.isfinite(sigma) & np.isfinite(alpha)).all():
+            raise ValueError("Levels: alphas and sigmas must be positive and finite")
+        self._logs = np.log(alpha), np.log(sigma)
+        if not (np.diff(self._logs[0] - self._logs[1]) > 0).all():
+            raise ValueError("Levels: log(alpha / sigma) must increase from the source to the data")
+        self.levels = len(sigma)
+        self.source_std = float(sigma[0] if source_std is None else source_std)
+
+    def _table(self, which: int, t: Any, xp: Any) -> tuple[Any, Any]:
+        """Value and slope in t of one of the two tables; the end pieces go on outside [0, 1]."""
+        place = t * (self.levels - 1)
+        table: Any = self._logs[which]
+        if xp is np:
+            left = np.clip(np.floor(place), 0, self.levels - 2).astype(int)
+        else:
+            table = torch.as_tensor(table, dtype=t.dtype, device=t.device)
+            left = place.detach().floor().clamp(0, self.levels - 2).long()
+        rise = table[left + 1] - table[left]
+        return table[left] + (place - left) * rise, rise * (self.levels - 1)
+
+    def _log_alpha(self, t: Any, xp: Any) -> Any:
+        return self._table(0, t, xp)[0]
+
+    def _log_sigma(self, t: Any, xp: Any) -> Any:
+        return self._table(1, t, xp)[0]
+
+    def _alpha_dot(self, t: Any, xp: Any) -> Any:
+        value, slope = self._table(0, t, xp)
+        return slope * xp.exp(value)
+
+    def _sigma_dot(self, t: Any, xp: Any) -> Any:
+        value, slope = self._table(1, t, xp)
+        return slope * xp.exp(value)
+
+
+class Custom(Schedule):
+    """Any pair of functions, with derivatives by autograd and the inverse by bisection.
+
+    Arguments:
+        alpha: torch function of a float64 tensor, non-negative, elementwise.
+        sigma: the same for the noise; alpha / sigma must increase with t.
+        span: times between which sampling runs.
+        source_std: what sampling starts from.
+
+    Raises:
+        ValueError: when log(alpha / sigma) does not increase along the span.
+
+    Example:
+        >>> import torch
+        >>> schedule = Custom(lambda t: t**2, lambda t: 1 - t**2, span=(0.01, 0.99))
+        >>> round(schedule.alpha_dot(0.5), 6)
+        1.0
+    """
+
+    def __init__(
+        self,
+        alpha: Callable[[Tensor], Tensor],
+        sigma: Callable[[Tensor], Tensor],
+        span: tuple[float, float] = (1e-3, 1.0 - 1e-3),
+        source_std: float = 1.0,
+    ):
+        self._functions = alpha, sigma
+        self.span, self.source_std = span, float(source_std)
+        probe = self.log_snr(np.linspace(*span, 65))
+        if not (np.diff(probe) > 0).all():
+            raise ValueError("Custom: log(alpha / sigma) must increase with t along the span")
+
+    def _evaluate(self, which: int, t: Any, xp: Any) -> Any:
+        if xp is np:
+            return self._functions[which](torch.from_numpy(t)).detach().numpy()
+        return self._functions[which](t)
+
+    def _alpha(self, t: Any, xp: Any) -> Any:
+        return self._evaluate(0, t, xp)
+
+    def _sigma(self, t: Any, xp: Any) -> Any:
+        return self._evaluate(1, t, xp)
+
+    def _slope(self, which: int, t: Any, xp: Any) -> Any:
+        with torch.enable_grad():
+            time = (torch.from_numpy(t) if xp is np else t).detach().clone().requires_grad_()
+            value = self._functions[which](time)
+            if not value.requires_grad:
+                return 0.0 * t
+            (slope,) = torch.autograd.grad(value.sum(), time)
+        return slope.numpy() if xp is np else slope
+
+    def _alpha_dot(self, t: Any, xp: Any) -> Any:
+        return self._slope(0, t, xp)
+
+    def _sigma_dot(self, t: Any, xp: Any) -> Any:
+        return self._slope(1, t, xp)
+
+
+class Tabulated(Schedule):
+    """A schedule from a table, smooth (monotone cubic) in the angle theta = atan(alpha / sigma).
+
+        alpha = r(t) sin theta(t),    sigma = r(t) cos theta(t)
+
+    Arguments:
+        times: (n,) increasing from 0 to 1.
+        log_snr: (n,) increasing; infinite values are allowed at the ends.
+        radius: (n,) positive, r = sqrt(alpha^2 + sigma^2); ones when None.
+        span: times between which sampling runs; those of the finite values when None.
+        source_std: what sampling starts from; r(0) when None.
+
+    Raises:
+        ValueError: when the table is not increasing or its shapes differ.
+    """
+
+    def __init__(
+        self,
+        times: Sequence[float] | np.ndarray,
+        log_snr: Sequence[float] | np.ndarray,
+        radius: Sequence[float] | np.ndarray | None = None,
+        span: tuple[float, float] | None = None,
+        source_std: float | None = None,
+    ):
+        from scipy.interpolate import PchipInterpolator
+
+        t, table = np.asarray(times, np.float64), np.asarray(log_snr, np.float64)
+        size = np.ones_like(t) if radius is None else np.asarray(radius, np.float64)
+        if t.ndim != 1 or not t.shape == table.shape == size.shape or len(t) < 2:
+            raise ValueError(
+                f"Tabulated: shapes differ or are too short: {t.shape}, {table.shape}, {size.shape}"
+            )
+        if t[0] != 0 or t[-1] != 1 or not ((np.diff(t) > 0).all() and (np.diff(table) > 0).all()):
+            raise ValueError("Tabulated: times must run from 0 to 1, times and log_snr increasing")
+        if not (size > 0).all():
+            raise ValueError("Tabulated: the radius must be positive")
+        with np.errstate(over="ignore"):
+            angle = PchipInterpolator(t, np.arctan(np.exp(table)))
+        length = PchipInterpolator(t, size)
+        self._curves = angle, length, angle.derivative(), length.derivative()
+        finite = t[np.isfinite(table)]
+        self.span = (float(finite[0]), float(finite[-1])) if span is None else span
+        self.source_std = float(size[0] if source_std is None else source_std)
+
+    @classmethod
+    def kinetic_optimal(
+        cls, angles: Sequence[float] | np.ndarray, energy: Sequence[float] | np.ndarray
+    ) -> Tabulated:
+        """The path of least kinetic energy, for data of unit mean square.
+
+        In polar form the energy is the integral of r'^2 + r^2 phi'^2 with
+        d phi = sqrt(1 - (1 - energy) / cos^2 theta) d theta, so that the best path is the straight
+        chord in the warped plane (r, phi). With energy = 1 it is `CondOT`.
+
+        Arguments:
+            angles: (n,) theta = atan(alpha / sigma), increasing from 0 to pi / 2.
+            energy: (n,) E |data prediction|^2 over E |data|^2 at that angle, in [0, 1].
+
+        Returns:
+            The schedule, on a table of n times.
+
+        Raises:
+            ValueError: when the angles do not run from 0 to pi / 2.
+        """
+        theta, share = np.asarray(angles, np.float64), np.asarray(energy, np.float64)
+        if theta.shape != share.shape or theta[0] != 0 or not np.isclose(theta[-1], np.pi / 2):
+            raise ValueError("kinetic_optimal: angles must run from 0 to pi / 2, one energy each")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            speed = 1.0 - np.where(share >= 1.0, 0.0, (1.0 - share) / np.cos(theta) ** 2)
+        speed = np.sqrt(np.clip(speed, 1e-12, 1.0))
+        # At the last angle the quotient is 0 / 0; its neighbour is as good as the limit.
+        speed[-1] = speed[-2]
+        steps = 0.5 * (speed[1:] + speed[:-1]) * np.diff(theta)
+        warped = np.concatenate([[0.0], np.cumsum(steps)])
+        half = 0.5 * warped[-1]
+        times = 0.5 * (1.0 + np.tan(warped - half) / np.tan(half))
+        times[0], times[-1] = 0.0, 1.0
+        with np.errstate(divide="ignore"):
+            log_snr = np.log(np.sin(theta)) - np.log(np.cos(theta))
+        log_snr[-1] = np.inf
+        return cls(times, log_snr, np.cos(half) / np.cos(warped - half))
+
+    def _curve(self, which: int, t: Any, xp: Any) -> Any:
+        if xp is np:
+            return self._curves[which](t)
+        return torch.as_tensor(self._curves[which](t.detach().cpu().numpy())).to(t)
+
+    def _alpha(self, t: Any, xp: Any) -> Any:
+        return self._curve(1, t, xp) * xp.sin(self._curve(0, t, xp))
+
+    def _sigma(self, t: Any, xp: Any) -> Any:
+        return self._curve(1, t, xp) * xp.sin(0.5 * math.pi - self._curve(0, t, xp))
+
+    def _alpha_dot(self, t: Any, xp: Any) -> Any:
+        angle, length, turn, growth = (self._curve(which, t, xp) for which in range(4))
+        return growth * xp.sin(angle) + length * turn * xp.cos(angle)
+
+    def _sigma_dot(self, t: Any, xp: Any) -> Any:
+        angle, length, turn, growth = (self._curve(which, t, xp) for which in range(4))
+        return growth * xp.cos(angle) - length * turn * xp.sin(angle)

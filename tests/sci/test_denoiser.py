@@ -1,0 +1,185 @@
+"""Denoisers: predictions, masks, encodings, losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sci.denoiser import Denoiser, Encoded
+from sci.noise import Noise
+from sci.paths import GaussianPath, Interpolant
+from sci.samplers import ddim
+from sci.schedules import VE, VP, CondOT, Cosine
+from sci.spaces import Symmetric
+
+MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
+
+
+class Graphs(nn.Module):
+    """A network on nodes and edges, with a condition that it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes, self.edges = nn.Linear(3, 3), nn.Linear(1, 1)
+        self.calls = 0
+
+    def encode(self, condition) -> Tensor:
+        self.calls += 1
+        return condition["scale"] * 2
+
+    def forward(self, state, t: Tensor, condition: Tensor | None):
+        assert t.shape == (2,)
+        scale = condition.view(-1, 1, 1)
+        edges = self.edges(state["edges"].unsqueeze(-1)).squeeze(-1)
+        return {"nodes": self.nodes(state["nodes"]) * scale, "edges": edges * scale}
+
+
+def graphs() -> tuple[Denoiser, dict[str, Tensor], dict[str, Tensor]]:
+    paths = {"nodes": GaussianPath(Cosine()), "edges": GaussianPath(VE(0.1, 1.0), Symmetric())}
+    denoiser = Denoiser(Graphs(), paths, {"nodes": "data", "edges": "noise"}, mask="mask")
+    state = {
+        "nodes": torch.randn(2, 4, 3) * MASK[:, :, None],
+        "edges": Symmetric().random(torch.zeros(2, 4, 4), MASK),
+    }
+    return denoiser, state, {"mask": MASK, "scale": torch.tensor([1.0, 2.0])}
+
+
+def test_predictions_lie_in_their_spaces_and_convert_leaf_by_leaf() -> None:
+    denoiser, state, condition = graphs()
+    data = denoiser(state, 0.3, condition)
+    noise = denoiser(state, 0.3, condition, to={"nodes": "noise", "edges": "noise"})
+    for name, path in denoiser.paths.items():
+        for prediction in (data[name], noise[name]):
+            assert torch.equal(path.space.project(prediction, MASK), prediction)
+        assert torch.allclose(path.corrupt(data[name], noise[name], 0.3), state[name], atol=1e-5)
+
+
+def test_float_and_tensor_times_agree() -> None:
+    denoiser, state, condition = graphs()
+    one = denoiser(state, 0.3, condition, to="velocity")
+    two = denoiser(state, torch.tensor([0.3, 0.3], dtype=torch.float64), condition, to="velocity")
+    three = denoiser(state, torch.tensor(0.3, dtype=torch.float64), condition, to="velocity")
+    for name in state:
+        assert torch.allclose(one[name], two[name], atol=1e-5)
+        assert torch.equal(one[name], three[name])
+
+
+def test_conditions_are_encoded_once_by_given_and_by_samplers() -> None:
+    denoiser, state, condition = graphs()
+    bound = denoiser.given(condition)
+    assert denoiser.network.calls == 1 and denoiser.bound is None
+    first, second = bound(state, 0.3), bound(state, 0.5)
+    assert denoiser.network.calls == 1
+    assert not torch.equal(first["edges"], second["edges"])
+    assert torch.equal(first["edges"], denoiser(state, 0.3, condition)["edges"])
+    before = denoiser.network.calls
+    with torch.no_grad():
+        one = ddim(5)(denoiser, like=state, condition=condition).state
+        assert denoiser.network.calls == before + 1
+        two = ddim(5)(bound, like=state).state
+    assert denoiser.network.calls == before + 1
+    assert torch.equal(one["edges"], two["edges"])
+    assert isinstance(bound.bound, Encoded)
+    assert {id(p) for p in bound.parameters()} == {id(p) for p in denoiser.parameters()}
+
+
+def test_missing_masks_are_named() -> None:
+    denoiser, state, condition = graphs()
+    with pytest.raises(KeyError, match=r"condition\['mask'\]"):
+        denoiser(state, 0.3, {"scale": condition["scale"]})
+    flags = {**condition, "mask": MASK.float()}
+    assert torch.equal(
+        denoiser(state, 0.3, flags)["nodes"], denoiser(state, 0.3, condition)["nodes"]
+    )
+
+
+def test_loss_of_the_exact_answer_is_zero_and_of_zero_is_one() -> None:
+    _, state, _ = graphs()
+    path = GaussianPath(CondOT())
+    oracle = Denoiser(
+        lambda x, t, c: path.convert(state["nodes"], "data", "noise", x, t.double()), path, "noise"
+    )
+    assert oracle.loss(state["nodes"]) < 1e-6
+    data = torch.randn(5000, 4, 3)
+    for kind in ("data", "noise"):
+        zero = Denoiser(lambda x, t, c: torch.zeros_like(x), path, kind)
+        assert abs(zero.loss(data, generator=torch.Generator().manual_seed(0)) - 1) < 0.03
+
+
+def test_loss_ignores_padding_and_counts_dimensions() -> None:
+    denoiser, state, condition = graphs()
+    generator = torch.Generator()
+    loss = denoiser.loss(state, condition, generator.manual_seed(3))
+    dirty = {"nodes": state["nodes"].clone(), "edges": state["edges"].clone()}
+    dirty["nodes"][0, 3] = 1e6
+    dirty["edges"][0, 3] = 1e6
+    assert torch.allclose(denoiser.loss(dirty, condition, generator.manual_seed(3)), loss)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in denoiser.parameters())
+
+
+def test_loss_is_a_function_of_the_generator() -> None:
+    denoiser, state, condition = graphs()
+    losses = [
+        denoiser.loss(state, condition, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_weights_and_times() -> None:
+    path = GaussianPath(VP())
+    denoiser = Denoiser(lambda x, t, c: torch.zeros_like(x), path, "noise")
+    data, t = torch.randn(6, 2), torch.linspace(0.1, 0.9, 6)
+    generator = torch.Generator()
+
+    def loss(**options) -> Tensor:
+        return denoiser.loss(data, generator=generator.manual_seed(0), t=t, **options)
+
+    assert torch.allclose(loss(weight=torch.full((6,), 3.0)), 3 * loss())
+    assert torch.allclose(loss(weight=lambda t, path: 2 + 0 * t), 2 * loss())
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        denoiser.loss(data, t=t + 1)
+    times = denoiser.times(1000, generator.manual_seed(0))
+    low, high = VP().span
+    edges = torch.histc(times, 100, low, high)
+    assert (
+        times.min() >= low
+        and times.max() <= high
+        and torch.equal(edges, torch.full((100,), 10.0).double())
+    )
+
+
+def test_interpolants_train_between_given_ends() -> None:
+    source, data = torch.randn(8, 2), torch.randn(8, 2)
+    exact = Denoiser(lambda x, t, c: data - source, Interpolant(), "velocity")
+    assert exact.loss(data, source=source) < 1e-10
+    noisy = Denoiser(lambda x, t, c: data - source, Interpolant(noise=0.3), "velocity")
+    assert noisy.loss(data, source=source) > 1e-3
+
+
+def test_mistakes_are_named() -> None:
+    path = GaussianPath(CondOT())
+    with pytest.raises(ValueError, match="cannot predict"):
+        Denoiser(lambda x, t, c: x, Interpolant(), "score")
+    with pytest.raises(ValueError, match="did you mean 'data'"):
+        Denoiser(lambda x, t, c: x, path, "dat")
+    with pytest.raises(TypeError, match="callable"):
+        Denoiser(3, path)
+    with pytest.raises(ValueError, match=r"expected the leaves \['a'\]"):
+        Denoiser(lambda x, t, c: {"b": x["a"]}, path)({"a": torch.zeros(1, 1)}, 0.5)
+    with pytest.raises(ValueError, match="tree of paths"):
+        Denoiser(lambda x, t, c: x, {"a": path})({"b": torch.zeros(1, 1)}, 0.5)
+
+
+def test_noise_addresses_use_leaf_names() -> None:
+    denoiser, state, condition = graphs()
+    noise = Noise(0, range(2))
+    start = {
+        name: path.source(noise, name, state[name], MASK) for name, path in denoiser.paths.items()
+    }
+    with torch.no_grad():
+        one = ddim(4)(denoiser, like=state, condition=condition, noise=noise).state
+        two = ddim(4)(denoiser, start=start, condition=condition).state
+    for name in state:
+        assert torch.equal(one[name], two[name])

@@ -1,0 +1,137 @@
+"""Paths: conversions between all kinds, targets, sources."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from sci.noise import Noise
+from sci.paths import KINDS, GaussianPath, Interpolant
+from sci.schedules import EDM, VE, VP, CondOT, Cosine
+from sci.spaces import Symmetric
+
+SCHEDULES = [VP(), Cosine(), VE(0.1, 5.0), EDM(0.01, 10.0), CondOT()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize(("kind", "to"), list(itertools.product(KINDS, KINDS)))
+def test_true_targets_convert_into_each_other(schedule, kind: str, to: str) -> None:
+    path = GaussianPath(schedule)
+    data, noise = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    t = torch.linspace(0.05, 0.95, 5, dtype=torch.float64)
+    x = path.corrupt(data, noise, t)
+    given, wanted = path.target(kind, data, noise, t), path.target(to, data, noise, t)
+    assert torch.allclose(path.convert(given, kind, to, x, t), wanted, rtol=1e-9, atol=1e-9)
+    for row in range(5):
+        single = path.convert(given[row], kind, to, x[row], float(t[row]))
+        assert torch.allclose(single, wanted[row], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_targets_against_their_definitions(schedule) -> None:
+    path, t = GaussianPath(schedule), 0.37
+    data, noise = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    ahead, behind = path.corrupt(data, noise, t + 1e-6), path.corrupt(data, noise, t - 1e-6)
+    velocity = path.target("velocity", data, noise, t)
+    assert torch.allclose(velocity, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(path.target("score", data, noise, t), -noise / sigma)
+    angular = (alpha * noise - sigma * data) / (alpha**2 + sigma**2) ** 0.5
+    assert torch.allclose(path.target("angular", data, noise, t), angular)
+    assert torch.allclose(path.target("difference", data, noise, t), data - noise)
+
+
+def test_difference_is_the_velocity_of_the_straight_line() -> None:
+    path = GaussianPath(CondOT())
+    data, noise = torch.randn(3, 2), torch.randn(3, 2)
+    t = torch.rand(3)
+    assert torch.allclose(
+        path.target("velocity", data, noise, t), path.target("difference", data, noise, t)
+    )
+
+
+def test_coefficients_are_float64_before_they_meet_float32_data() -> None:
+    path = GaussianPath(VP())
+    data, noise = torch.randn(2, 3), torch.randn(2, 3)
+    t = torch.tensor([0.25, 0.999])
+    exact = path.corrupt(data.double(), noise.double(), t.double())
+    x = path.corrupt(data, noise, t)
+    assert x.dtype == torch.float32
+    assert torch.allclose(x.double(), exact, atol=1e-6)
+    back = path.convert(noise, "noise", "data", x, t)
+    assert back.dtype == torch.float32 and torch.allclose(back, data, atol=1e-4)
+
+
+def test_conversions_at_the_ends_that_exist() -> None:
+    path = GaussianPath(CondOT())
+    x, velocity = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.allclose(path.convert(velocity, "velocity", "data", x, 0.0), x + velocity)
+    assert torch.allclose(path.convert(velocity, "velocity", "data", x, 1.0), x)
+
+
+def test_remembered_conversions_stay_bounded() -> None:
+    path, x = GaussianPath(CondOT()), torch.zeros(1, 1)
+    for step in range(5000):
+        path.convert(x, "data", "noise", x, step / 5001)
+    assert len(path._remembered) <= 4096
+
+
+def test_unknown_kinds_list_close_ones() -> None:
+    path, x = GaussianPath(CondOT()), torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="did you mean 'noise'"):
+        path.convert(x, "nose", "data", x, 0.5)
+    with pytest.raises(ValueError, match="logits"):
+        path.target("logits", x, x, 0.5)
+
+
+def test_bad_parts_are_refused() -> None:
+    with pytest.raises(TypeError, match="Custom"):
+        GaussianPath(lambda t: t)
+    with pytest.raises(TypeError, match=r"sci\.spaces"):
+        GaussianPath(CondOT(), "euclidean")
+    with pytest.raises(ValueError, match="source_std"):
+        GaussianPath(CondOT(), source_std=-1.0)
+
+
+def test_source_is_scaled_noise_of_the_space() -> None:
+    path = GaussianPath(VE(0.1, 3.0), Symmetric())
+    mask = torch.tensor([[True, True, False]])
+    noise = Noise(0, [5])
+    start = path.source(noise, "edges", torch.zeros(1, 3, 3), mask)
+    unit = noise.draw(Symmetric(), "edges", -1, torch.zeros(1, 3, 3), mask)
+    assert torch.allclose(start, 3 * unit) and start[0, 0, 1] != 0
+    assert start[0, :, 2].abs().sum() == 0
+    halved = GaussianPath(VE(0.1, 3.0), source_std=0.5)
+    assert halved.source_std == 0.5
+
+
+def test_interpolant_between_two_ends() -> None:
+    path = Interpolant()
+    data, source = torch.randn(4, 2), torch.randn(4, 2)
+    assert torch.equal(path.corrupt(data, source, 0.0), source)
+    assert torch.equal(path.corrupt(data, source, 1.0), data)
+    assert torch.allclose(path.target("velocity", data, source, 0.3), data - source)
+    x = path.corrupt(data, source, 0.25)
+    assert torch.allclose(path.convert(data - source, "velocity", "data", x, 0.25), data, atol=1e-6)
+    with pytest.raises(ValueError, match="score"):
+        path.convert(x, "velocity", "score", x, 0.25)
+
+
+def test_interpolant_with_noise() -> None:
+    path = Interpolant(noise=0.5)
+    data, source = torch.randn(4, 2).double(), torch.randn(4, 2).double()
+    z, t = torch.randn(4, 2).double(), torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+    ahead = path.corrupt(data, source, t + 1e-6, z)
+    behind = path.corrupt(data, source, t - 1e-6, z)
+    velocity = path.target("velocity", data, source, t, z)
+    assert torch.allclose(velocity, (ahead - behind) / 2e-6, atol=1e-6)
+    gamma = 0.5 * torch.sqrt(2 * t * (1 - t))[:, None]
+    assert torch.allclose(path.target("score", data, source, t, z), -z / gamma)
+    with pytest.raises(ValueError, match="converts no kind"):
+        path.convert(velocity, "velocity", "score", z, 0.5)
+    with pytest.raises(ValueError, match="give `latent`"):
+        path.corrupt(data, source, t)
+    with pytest.raises(ValueError, match="no `latent`"):
+        Interpolant().corrupt(data, source, t, z)
