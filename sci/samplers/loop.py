@@ -1,0 +1,372 @@
+"""The loop that every sampler shares: plan, init, step, carry.
+
+    plan = sampler.plan(paths)                     coefficients, once, in float64
+    carry = plan.init(state, noise, condition)     what is carried from step to step
+    carry = plan.step(denoiser, carry)             pure: the old carry stays as it was
+    samples = sampler(denoiser, like=data)         only the loop over these
+
+Whoever steers (resampling particles, editing the state, stopping early) works on the carry.
+Nothing is synchronised per step: a value that is not finite spreads through every later state, so
+one look at the end finds it, and the run is then replayed to say where it arose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from sci import tree
+from sci.noise import Noise
+from sci.paths import Path
+
+__all__ = ["Carry", "Plan", "Sampler", "Samples"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    Arguments:
+        state: the tree of samples.
+        nfe: network evaluations an item.
+        times: where the network was evaluated, (steps,) float64, or (steps, B). Unless the sampler
+            ends with a data prediction, the state is at the end of the grid, one step further.
+        sampler: what made them.
+    """
+
+    state: Any
+    nfe: int
+    times: np.ndarray
+    sampler: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Carry:
+    """Everything a sampler takes from one step to the next.
+
+    Arguments:
+        leaves: the state's leaves, each (B, ...).
+        structure: puts the leaves back into the state.
+        noise: the items' streams.
+        condition: the tree that the network sees, or None.
+        step: how many steps were taken.
+        nfe: network evaluations so far.
+        history: for each leaf its past predictions, the newest first.
+        base: for each leaf the corrected state of the step before; empty without a corrector.
+        kicks: for each leaf the noise that was added last; empty unless a corrector needs it.
+        rows: (B,) which rows of a plan with times per item belong to the items; None for all.
+    """
+
+    leaves: tuple[Tensor, ...]
+    structure: tree.Structure
+    noise: Any
+    condition: Any = None
+    step: int = 0
+    nfe: int = 0
+    history: tuple[tuple[Tensor, ...], ...] = ()
+    base: tuple[Tensor, ...] = ()
+    kicks: tuple[Tensor | None, ...] = ()
+    rows: Tensor | None = None
+
+    @property
+    def state(self) -> Any:
+        """The state as the user's tree."""
+        return self.structure.unflatten(self.leaves)
+
+    def with_state(self, state: Any) -> Carry:
+        """The same carry at another state, for guidance and steering by edits."""
+        return dataclasses.replace(self, leaves=tuple(tree.leaves(state)))
+
+    def take(self, index: Tensor | Sequence[int], noise: bool = True) -> Carry:
+        """The carry of some of the items.
+
+        Arguments:
+            index: rows, (M,) int64 or bool.
+            noise: whether the streams go with the items (a subset, another order). With False the
+                streams stay with the slots, as resampling needs lest copies remain copies; M must
+                then be the batch size.
+
+        Returns:
+            The carry with state, history, condition and rows re-indexed.
+
+        Raises:
+            ValueError: when the streams stay and M differs from the batch size.
+        """
+        rows = torch.as_tensor(index)
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().squeeze(1)
+        rows = rows.to(self.leaves[0].device)
+        batch = self.leaves[0].shape[0]
+        if not noise and len(rows) != batch:
+            raise ValueError(f"noise=False keeps {batch} streams in place, got {len(rows)} rows")
+        whole = torch.arange(batch, device=rows.device) if self.rows is None else self.rows
+        return dataclasses.replace(
+            self,
+            leaves=tuple(leaf[rows] for leaf in self.leaves),
+            noise=self.noise.take(rows) if noise else self.noise,
+            condition=None if self.condition is None else tree.index(self.condition, rows),
+            history=tuple(tuple(past[rows] for past in leaf) for leaf in self.history),
+            base=tuple(leaf[rows] for leaf in self.base),
+            kicks=tuple(None if kick is None else kick[rows] for kick in self.kicks),
+            rows=whole[rows],
+        )
+
+
+class Plan:
+    """A sampler's coefficients for some paths and times.
+
+    Arguments:
+        sampler: whose plan it is.
+        names: of the leaves.
+        paths: one a leaf.
+        structure: of the tree of paths.
+        times: (steps,) or (steps, B) float64, where the network is evaluated.
+    """
+
+    def __init__(
+        self,
+        sampler: Any,
+        structure: tree.Structure,
+        paths: list[Path],
+        times: np.ndarray,
+    ):
+        self.sampler = sampler
+        self.structure = structure
+        self.names = [name or "state" for name in structure.names]
+        self.paths = paths
+        self.times = times
+        self._clock: list[Any] = (
+            times.tolist() if times.ndim == 1 else list(torch.from_numpy(times).unbind())
+        )
+
+    @property
+    def steps(self) -> int:
+        """How many times `step` is called."""
+        return len(self._clock)
+
+    def init(self, state: Any, noise: Any, condition: Any = None) -> Carry:
+        """The carry before the first step.
+
+        Arguments:
+            state: the tree at `times[0]`, each leaf (B, ...) floating.
+            noise: the items' streams; only `draw` and `take` are used.
+            condition: a tree with a batch axis, an `Encoded`, or None.
+
+        Raises:
+            ValueError: when the state has other names than the paths, or another batch size than
+                the times or the condition.
+            TypeError: when a leaf is not floating.
+        """
+        leaves, structure = tree.flatten(state)
+        if self.structure.build is not None and structure.names != self.structure.names:
+            raise ValueError(
+                f"the state has the leaves {structure.names}, the paths {self.structure.names}"
+            )
+        if self.structure.build is None and len(leaves) != 1:
+            raise ValueError(
+                f"a plan for one path got a state with the leaves {structure.names}: "
+                "plan with a tree of paths of the same names"
+            )
+        for name, leaf in zip(self.names, leaves, strict=True):
+            if not leaf.is_floating_point():
+                raise TypeError(f"leaf '{name}' is {leaf.dtype}: expected a floating tensor")
+        batch = tree.batch_size(state)
+        if self.times.ndim == 2 and self.times.shape[1] != batch:
+            raise ValueError(f"times are for {self.times.shape[1]} items, the state has {batch}")
+        if condition is not None and tree.leaves(condition) and tree.batch_size(condition) != batch:
+            raise ValueError(
+                f"the condition has {tree.batch_size(condition)} items, the state has {batch}"
+            )
+        return self._start(Carry(tuple(leaves), structure, noise, condition))
+
+    def step(self, denoiser: Callable[..., Any], carry: Carry) -> Carry:
+        """One step; the given carry is left as it was.
+
+        Arguments:
+            denoiser: called as `denoiser(state, t, condition, to=kind)`.
+            carry: from `init` or from the step before.
+        """
+        raise TypeError(f"{type(self).__name__} defines no step")
+
+    def _start(self, carry: Carry) -> Carry:
+        return carry
+
+    def _time(self, carry: Carry) -> Any:
+        """The clock of this step: a float, or (B,) float64 when it differs by item."""
+        t = self._clock[carry.step]
+        if isinstance(t, float):
+            return t
+        t = t.to(carry.leaves[0].device)
+        return t if carry.rows is None else t[carry.rows]
+
+
+class Sampler:
+    """Base of the samplers: settings, `plan`, and the loop."""
+
+    def plan(self, paths: Any, times: Any = None) -> Plan:
+        """The coefficients for some paths.
+
+        Arguments:
+            paths: one path, or the tree of paths of a state.
+            times: (n,) or (n, B) increasing in [0, 1], in place of the sampler's grid.
+
+        Raises:
+            ValueError: when the times are no grid, or a leaf cannot follow the settings.
+        """
+        raise TypeError(f"{type(self).__name__} defines no plan")
+
+    def __call__(
+        self,
+        denoiser: Any,
+        start: Any = None,
+        like: Any = None,
+        condition: Any = None,
+        noise: Any = None,
+        seed: int = 0,
+        times: Any = None,
+        progress: bool = False,
+        callback: Callable[[Carry], Carry | None] | None = None,
+        checkpoint: bool = False,
+    ) -> Samples:
+        """Sample.
+
+        Arguments:
+            denoiser: a `Denoiser`, or a wrapper of one that keeps its call and its `paths`.
+            start: the state at the first time, each leaf (B, ...); or
+            like: a tree of the shape of what is wanted; sampling then starts from the paths'
+                source.
+            condition: a tree with a batch axis, or None for the one bound to the denoiser.
+            noise: the items' streams; those of items 0, ..., B - 1 under `seed` when None.
+            seed: the sampling seed, when no noise is given.
+            times: in place of the sampler's grid, see `plan`.
+            progress: whether to show a bar.
+            callback: called with the carry after each step; what it returns, unless None, goes on.
+            checkpoint: recompute the network in the backward pass instead of storing it.
+
+        Returns:
+            The samples. Gradients flow unless the caller forbids it (`torch.no_grad`).
+
+        Raises:
+            ValueError: unless exactly one of `start` and `like` is given, or for bad times.
+            FloatingPointError: when a value is not finite; names the item, the step and the leaf.
+        """
+        if (start is None) == (like is None):
+            raise ValueError("give either `start` (a state at the first time) or `like` (a shape)")
+        given = like if start is None else start
+        leaves, structure = tree.flatten(given)
+        batch = tree.batch_size(given)
+        if noise is None:
+            noise = Noise(seed, range(batch), leaves[0].device)
+        elif len(noise.items) != batch:
+            raise ValueError(f"the noise has {len(noise.items)} streams for {batch} items")
+        encode = getattr(denoiser, "encode", None)
+        condition = condition if encode is None else encode(condition)
+        mask_of = getattr(denoiser, "mask_of", None)
+        mask = None if mask_of is None else mask_of(condition)
+        paths = tree.spread(denoiser.paths, structure, Path, "the denoiser's tree of paths")
+        plan = self.plan(structure.unflatten(paths), times)
+        if start is None:
+            leaves = [
+                path.source(noise, name, leaf, mask)
+                for path, name, leaf in zip(paths, plan.names, leaves, strict=True)
+            ]
+        else:
+            leaves = [path.space.project(x, mask) for path, x in zip(paths, leaves, strict=True)]
+        carry = first = plan.init(structure.unflatten(leaves), noise, condition)
+        call = _recomputing(denoiser) if checkpoint else denoiser
+        bar = _bar(plan.steps) if progress else None
+        before = carry
+        while carry.step < plan.steps:
+            before = carry
+            carry = plan.step(call, carry)
+            if callback is not None:
+                carry = callback(carry) or carry
+            if bar is not None:
+                bar.update()
+        if bar is not None:
+            bar.close()
+        if not (_finite(before.leaves) and _finite(carry.leaves)):
+            _blame(plan, denoiser, first)
+        return Samples(carry.state, carry.nfe, plan.times, self)
+
+
+def mask_for(denoiser: Any, condition: Any) -> Tensor | None:
+    """The mask that a denoiser reads from a condition; None for denoisers without masks."""
+    mask_of = getattr(denoiser, "mask_of", None)
+    return None if mask_of is None else mask_of(condition)
+
+
+def check_times(times: Any, least: int) -> np.ndarray:
+    """Times as (n,) or (n, B) float64, checked.
+
+    Raises:
+        ValueError: when they are not finite, not increasing, out of [0, 1] or fewer than `least`.
+    """
+    if isinstance(times, Tensor):
+        times = times.detach().cpu().numpy()
+    grid = np.array(times, dtype=np.float64)
+    if grid.ndim not in (1, 2) or grid.shape[0] < least:
+        raise ValueError(
+            f"times have shape {grid.shape}: expected (n,) or (n, batch) with n >= {least}"
+        )
+    if not np.isfinite(grid).all() or grid.min() < 0 or grid.max() > 1:
+        raise ValueError("times must be finite and lie in [0, 1]: 0 is the source, 1 is data")
+    if not (np.diff(grid, axis=0) > 0).all():
+        raise ValueError("times must increase strictly, from the source to the data")
+    return grid
+
+
+def _finite(leaves: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(leaf.detach()).all()) for leaf in leaves)
+
+
+def _blame(plan: Plan, denoiser: Any, carry: Carry) -> None:
+    """Replay a run that went wrong, step by step, and raise an error that says where."""
+    items = getattr(carry.noise, "items", None)
+
+    def found(carry: Carry, when: str) -> None:
+        for name, leaf in zip(plan.names, carry.leaves, strict=True):
+            bad = ~torch.isfinite(leaf).flatten(1).all(1)
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0, 0])
+                item = row if items is None else int(items[row])
+                raise FloatingPointError(
+                    f"leaf '{name}' of item {item} (row {row}; {int(bad.sum())} of {len(bad)} "
+                    f"items) is not finite {when}: look at the network there, or use a gentler "
+                    "sampler (lower order, more steps)"
+                )
+
+    with torch.no_grad():
+        found(carry, "at the start, before any step")
+        while carry.step < plan.steps:
+            step, t = carry.step, plan._time(carry)
+            carry = plan.step(denoiser, carry)
+            when = f"t = {t:.6g}" if isinstance(t, float) else "its own time"
+            found(carry, f"after step {step} of {plan.steps} (evaluated at {when})")
+    raise FloatingPointError(
+        "the samples are not finite, and a replay of the run was finite: the network, a callback "
+        "or a wrapper depends on more than state, time and condition"
+    )
+
+
+def _recomputing(denoiser: Any) -> Callable[..., Any]:
+    class Recomputing:
+        def __call__(self, state: Any, t: Any, condition: Any = None, to: Any = "data") -> Any:
+            return recompute(denoiser, state, t, condition, to, use_reentrant=False)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(denoiser, name)
+
+    return Recomputing()
+
+
+def _bar(total: int) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="sampling", unit="step", leave=False)

@@ -1,0 +1,284 @@
+r"""The coefficients of linear multistep methods on a path.
+
+With the expectations data and noise given x_t, the probability flow is
+dx = data d(alpha) + noise d(sigma). Divided by a suitable scale c it becomes an integral of one
+prediction P over one increasing or decreasing function S, for each kind of prediction:
+
+    d(x / c) = P dS
+
+    kind         c                          S                           P
+    data         sigma                      alpha / sigma = e^lambda    data
+    noise        alpha                      sigma / alpha = e^-lambda   noise
+    difference   alpha + sigma              alpha / (alpha + sigma)     data - noise
+    angular      sqrt(alpha^2 + sigma^2)    atan2(sigma, alpha)         the v of v-prediction
+    velocity     1                          t                           dx/dt
+
+P is known at the nodes and is replaced by its Lagrange polynomial in a variable w, one of
+lambda ("log_snr"), S ("S") and t ("t"):
+
+    x_t = (c_t / c_s) x_s + sum_j W_j P_j,    W_j = c_t int_s^t l_j(w) dS.
+
+A predictor has the nodes s and before, a corrector also t. Rules: "exact" integrates; "half"
+differs for two nodes, where the weight of the node that is not s is (c_t int dS) / (2 r) with r
+its distance from s in units of the step (the midpoint forms of DPM-Solver++ and UniPC); "fixed"
+has the constants of Adams' methods on equal steps.
+
+Noise is added in the kinds data and noise, with h = lambda_t - lambda_s and strength tau:
+
+    data     c_t / c_s -> e^(-tau^2 h) c_t / c_s,  dS -> (1 + tau^2) e^(-tau^2 (lambda_t -
+    lambda)) dS,
+             standard deviation sigma_t sqrt(1 - e^(-2 tau^2 h))
+    noise    dS -> (1 + tau^2) dS,  standard deviation tau sigma_t sqrt(e^(2 h) - 1)
+
+tau = 0 is the flow, tau = 1 the reverse SDE (ancestral sampling). At order 1 in the kind data
+this is stochastic DDIM x_t = alpha_t data + sigma_t (r noise + sqrt(1 - r^2) z) with r = (alpha_s
+sigma_t / (alpha_t sigma_s))^g and g = tau^2: g = 0 DDIM, g = 1 ancestral, g = 2 more churn, g =
+inf full renewal of the noise.
+
+References:
+    | DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models
+    | (Lu et al., 2022)
+    | Fast sampling of diffusion models with exponential integrator (Zhang, Chen, 2023)
+    | UniPC: a unified predictor-corrector framework (Zhao et al., 2023)
+    | SA-Solver: stochastic Adams solver for fast sampling of diffusion models (Xue et al., 2023)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sci.paths import Path
+
+__all__ = ["ENGINE_KINDS", "Coefficients", "coefficients"]
+
+ENGINE_KINDS = ("data", "noise", "difference", "angular", "velocity")
+_POINTS, _MASSES = np.polynomial.legendre.leggauss(40)
+_BASHFORTH = (
+    (1,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+_MOULTON = (
+    (1 / 2, 1 / 2),
+    (5 / 12, 8 / 12, -1 / 12),
+    (9 / 24, 19 / 24, -5 / 24, 1 / 24),
+    (251 / 720, 646 / 720, -264 / 720, 106 / 720, -19 / 720),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """x_t = scale x_s + sum_j weights_j P_j + noise z, each an array (B,).
+
+    Arguments:
+        scale: of the state.
+        weights: of the predictions, in the order of the nodes.
+        noise: the standard deviation of what is added.
+    """
+
+    scale: np.ndarray
+    weights: list[np.ndarray]
+    noise: np.ndarray
+
+
+def coefficients(
+    path: Path,
+    kind: str,
+    variable: str,
+    rule: str,
+    tau: float,
+    nodes: list[np.ndarray],
+    stop: np.ndarray,
+    corrector: bool = False,
+) -> Coefficients:
+    """The coefficients of one step.
+
+    Arguments:
+        path: of the leaf.
+        kind: of the predictions, one of `ENGINE_KINDS`.
+        variable: "log_snr", "S" or "t".
+        rule: "exact", "half" or "fixed".
+        tau: the strength of the noise, >= 0.
+        nodes: times, each (B,): s first and older ones after it; a corrector has `stop` before s.
+            Nodes at which the variable is infinite are left out, with all older ones.
+        stop: (B,) the time t that the step goes to.
+        corrector: whether the first node is `stop`.
+
+    Returns:
+        The coefficients, float64; fewer weights than nodes where the order had to be lowered.
+    """
+    start = nodes[1] if corrector else nodes[0]
+    with np.errstate(all="ignore"):
+        if kind == "velocity" and variable == "t":
+            variable = "S"
+        scale, total, noise = _first_order(path, kind, tau, start, stop)
+        places = [_variable(path, kind, variable, node) for node in nodes]
+        target = _variable(path, kind, variable, stop)
+        usable = 0
+        while usable < len(nodes) and np.isfinite(places[usable]).all():
+            usable += 1
+        least = 2 if corrector else 1
+        bounded = variable == "t" and kind in ("difference", "angular")
+        if not (np.isfinite(target).all() and (bounded or np.isfinite(total).all())):
+            usable = 0
+        if not bounded and not _finite_step(path, kind, variable, start, stop):
+            usable = 0
+        if usable < least:
+            # A corrector that cannot use its own node is no corrector; a predictor has order 1.
+            return Coefficients(scale, [] if corrector else [total], noise)
+        places = places[:usable]
+        if usable == 1:
+            weights = [total]
+        elif rule == "fixed":
+            table = _MOULTON[usable - 2] if corrector else _BASHFORTH[usable - 1]
+            weights = [constant * total for constant in table]
+        elif rule == "half" and usable == 2:
+            here, other = (places[1], places[0]) if corrector else places
+            outer = 0.5 * total * (target - here) / (other - here)
+            weights = [outer, total - outer] if corrector else [total - outer, outer]
+        else:
+            weights = _integrate(path, kind, variable, tau, start, stop, places)
+    return Coefficients(scale, weights, noise)
+
+
+def _finite_step(path: Path, kind: str, variable: str, start: np.ndarray, stop: np.ndarray) -> bool:
+    """Whether the integral over S can be taken with finite values."""
+    if variable == "S":
+        ends = _variable(path, kind, "S", start), _variable(path, kind, "S", stop)
+    else:
+        ends = path.schedule.log_snr(start), path.schedule.log_snr(stop)
+    return bool(np.isfinite(ends[0]).all() and np.isfinite(ends[1]).all())
+
+
+def _first_order(
+    path: Path, kind: str, tau: float, start: np.ndarray, stop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """c_t / c_s, c_t int dS and the noise, in forms that hold at vanishing alpha_s or sigma_t."""
+    none = np.zeros_like(stop)
+    if kind == "velocity":
+        return none + 1.0, stop - start, none
+    schedule = path.schedule
+    alphas, sigmas = schedule.alpha(start), schedule.sigma(start)
+    alpha, sigma = schedule.alpha(stop), schedule.sigma(stop)
+    if kind == "difference":
+        scale = (alpha + sigma) / (alphas + sigmas)
+        return scale, (alpha * sigmas - sigma * alphas) / (alphas + sigmas), none
+    if kind == "angular":
+        scale = np.hypot(alpha, sigma) / np.hypot(alphas, sigmas)
+        turn = np.arctan2(sigma, alpha) - np.arctan2(sigmas, alphas)
+        return scale, np.hypot(alpha, sigma) * turn, none
+    step = schedule.log_snr(stop) - schedule.log_snr(start)
+    square = tau * tau
+    if kind == "data":
+        decay = np.exp(-square * step) if square else none + 1.0
+        total = -alpha * np.expm1(-(1.0 + square) * step)
+        kick = sigma * np.sqrt(-np.expm1(-2.0 * square * step)) if square else none
+        return sigma / sigmas * decay, total, kick
+    direct = sigma - alpha / alphas * sigmas
+    total = (1.0 + square) * np.where(np.isfinite(step), -sigma * np.expm1(step), direct)
+    kick = tau * sigma * np.sqrt(np.expm1(2.0 * step)) if square else none
+    return alpha / alphas, total, kick
+
+
+def _variable(path: Path, kind: str, variable: str, t: np.ndarray) -> np.ndarray:
+    """w(t)."""
+    if variable == "t" or kind == "velocity" and variable == "S":
+        return t
+    log_snr = path.schedule.log_snr(t)
+    return log_snr if variable == "log_snr" else _integral(kind, log_snr)
+
+
+def _integral(kind: str, log_snr: np.ndarray) -> np.ndarray:
+    """S as a function of lambda."""
+    if kind == "data":
+        return np.exp(log_snr)
+    if kind == "noise":
+        return np.exp(-log_snr)
+    if kind == "difference":
+        return 1.0 / (1.0 + np.exp(-log_snr))
+    return np.arctan(np.exp(-log_snr))
+
+
+def _integrate(
+    path: Path,
+    kind: str,
+    variable: str,
+    tau: float,
+    start: np.ndarray,
+    stop: np.ndarray,
+    places: list[np.ndarray],
+) -> list[np.ndarray]:
+    """W_j by Gauss-Legendre quadrature, in the variable in which the integrand is smoothest."""
+    ends = path.schedule.log_snr(start), path.schedule.log_snr(stop)
+    if variable == "S" and not tau:
+        at, mass = _quadrature(_variable(path, kind, "S", start), _variable(path, kind, "S", stop))
+        density = mass * _scale(path, kind, stop)
+        where = at
+    elif np.isfinite(ends[0]).all() and np.isfinite(ends[1]).all():
+        log_snr, mass = _quadrature(*ends)
+        density = mass * _density(path, kind, tau, log_snr, ends[1], stop)
+        if variable == "t":
+            where = path.schedule.time(log_snr)
+        else:
+            where = log_snr if variable == "log_snr" else _integral(kind, log_snr)
+    else:
+        where, mass = _quadrature(start, stop)
+        schedule = path.schedule
+        alpha, sigma = schedule.alpha(where), schedule.sigma(where)
+        turn = schedule.alpha_dot(where) * sigma - alpha * schedule.sigma_dot(where)
+        if kind == "difference":
+            rate = turn / (alpha + sigma) ** 2
+        else:
+            rate = -turn / (alpha**2 + sigma**2)
+        density = mass * rate * _scale(path, kind, stop)
+    weights = []
+    for this, place in enumerate(places):
+        basis = np.ones_like(where)
+        for other, apart in enumerate(places):
+            if other != this:
+                basis = basis * (where - apart) / (place - apart)
+        weights.append((density * basis).sum(0))
+    return weights
+
+
+def _quadrature(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and masses on [low, high], each (40, B)."""
+    half = 0.5 * (high - low)
+    return low + half * (_POINTS[:, None] + 1.0), half * _MASSES[:, None]
+
+
+def _scale(path: Path, kind: str, t: np.ndarray) -> np.ndarray:
+    """c(t)."""
+    if kind == "velocity":
+        return np.ones_like(t)
+    alpha, sigma = path.schedule.alpha(t), path.schedule.sigma(t)
+    if kind in ("data", "noise"):
+        return sigma if kind == "data" else alpha
+    return alpha + sigma if kind == "difference" else np.hypot(alpha, sigma)
+
+
+def _density(
+    path: Path,
+    kind: str,
+    tau: float,
+    log_snr: np.ndarray,
+    last: np.ndarray,
+    stop: np.ndarray,
+) -> np.ndarray:
+    """c_t dS/dlambda, with the change that noise of strength tau makes."""
+    gain = 1.0 + tau * tau
+    if kind == "data":
+        return gain * path.schedule.alpha(stop) * np.exp(-gain * (last - log_snr))
+    if kind == "noise":
+        return -gain * path.schedule.sigma(stop) * np.exp(last - log_snr)
+    if kind == "difference":
+        return 0.25 * _scale(path, kind, stop) / np.cosh(0.5 * log_snr) ** 2
+    if kind == "angular":
+        return -0.5 * _scale(path, kind, stop) / np.cosh(log_snr)
+    t = path.schedule.time(log_snr)
+    schedule = path.schedule
+    rise = schedule.alpha_dot(t) / schedule.alpha(t) - schedule.sigma_dot(t) / schedule.sigma(t)
+    return 1.0 / rise
