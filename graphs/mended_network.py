@@ -77,13 +77,13 @@ class TriangleProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context, pairs: Tensor, dense: Tensor, upper: Tensor) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(context, pairs: Tensor, dense: Tensor, upper: Tensor) -> Tensor:
         context.save_for_backward(pairs, dense, upper)
         matrices = _matrices(pairs, dense)
         return _entries(torch.bmm(matrices, matrices), upper, pairs.shape[-1])
 
     @staticmethod
-    def backward(context, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(context, gradient: Tensor):
         pairs, dense, upper = context.saved_tensors
         product = torch.bmm(_matrices(gradient.to(pairs.dtype), dense), _matrices(pairs, dense))
         return _entries(product + product.mT, upper, pairs.shape[-1]), None, None
@@ -101,6 +101,13 @@ def _entries(matrices: Tensor, upper: Tensor, channels: int) -> Tensor:
     return matrices.flatten(1).index_select(1, upper).t().unflatten(1, (-1, channels))
 
 
+def _zero(layer: nn.Linear) -> nn.Linear:
+    """The layer with zero weight and bias: what it feeds starts unchanged."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Block(nn.Module):
     """One joint update of nodes and pairs, see the module."""
 
@@ -111,16 +118,13 @@ class Block(nn.Module):
         self.pair_from_nodes = nn.Linear(node_width, pair_width, bias=False)
         self.pair_from_time = nn.Linear(time_width, pair_width)
         self.triangle_in = nn.Linear(pair_width, triangle_width)
-        self.pair_out = nn.Linear(pair_width + triangle_width, pair_width)
+        self.pair_out = _zero(nn.Linear(pair_width + triangle_width, pair_width))
         self.node_norm = nn.LayerNorm(node_width)
         self.node_from_pairs = nn.Linear(pair_width, node_width)
         self.node_from_mean = nn.Linear(node_width, node_width, bias=False)
         self.node_in = nn.Linear(node_width, node_width)
         self.node_from_time = nn.Linear(time_width, node_width)
-        self.node_out = nn.Linear(node_width, node_width)
-        for layer in (self.pair_out, self.node_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.node_out = _zero(nn.Linear(node_width, node_width))
 
     def forward(
         self, nodes: Tensor, pairs: Tensor, time: Tensor, graph: Layout
@@ -199,6 +203,7 @@ class JointNetwork(nn.Module):
     """
 
     FLOOR = -9.0  # of the log posterior: keeps its range fit for bfloat16
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -227,16 +232,14 @@ class JointNetwork(nn.Module):
             Block(node_width, pair_width, triangle_width, time_width) for _ in range(depth)
         )
         self.node_head = nn.Sequential(
-            nn.LayerNorm(node_width), nn.Linear(node_width, node_classes)
+            nn.LayerNorm(node_width), _zero(nn.Linear(node_width, node_classes))
         )
         self.pair_head = nn.Sequential(
             nn.LayerNorm(pair_width),
             nn.Linear(pair_width, pair_width),
             nn.SiLU(),
-            nn.Linear(pair_width, edge_classes),
+            _zero(nn.Linear(pair_width, edge_classes)),
         )
-        for head in (self.node_head, self.pair_head):
-            nn.init.zeros_(head[-1].weight)
 
     def forward(
         self,

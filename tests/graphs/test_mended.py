@@ -87,8 +87,6 @@ def test_the_network_starts_from_the_entrywise_posterior():
     graph = Layout(torch.ones(2, 5, dtype=torch.bool), torch.float32)
     nodes, pairs = torch.randn(5, 2, 4), torch.randn(10, 2, 4)
     priors = nodes.log_softmax(-1), pairs.log_softmax(-1)
-    for head in (network.node_head, network.pair_head):
-        torch.nn.init.zeros_(head[-1].bias)
     logits = network(nodes, pairs, *priors, torch.rand(2), graph)
     assert torch.equal(logits[0], priors[0]) and torch.equal(logits[1], priors[1])
 
