@@ -34,9 +34,11 @@ from torch.nn import functional
 from sci import samplers
 from sci.denoiser import Denoiser
 from sci.graphs.dense import Graphs
-from sci.graphs.mended_data import decode, prepare
-from sci.graphs.mended_network import JointNetwork, Layout, log_posterior, to_dense, to_pairs
+from sci.graphs.mended_network import JointNetwork, Layout, log_posterior
 from sci.graphs.molecules import Molecules
+from sci.graphs.pairs import to_dense, to_pairs
+from sci.graphs.sizes import draw_sizes
+from sci.graphs.training_data import decode, prepare
 from sci.model import Model, Prepared
 from sci.noise import Noise
 from sci.paths import GaussianPath
@@ -166,7 +168,7 @@ class MendedGDSS(Model):
 
     @classmethod
     def prepare(cls, options: dict[str, Any]) -> Prepared:
-        """Training data and the laws of the data, see :func:`sci.graphs.mended_data.prepare`."""
+        """Training data and the laws of the data, see :func:`sci.graphs.training_data.prepare`."""
         return prepare(options)
 
     def compile_networks(self) -> None:
@@ -273,26 +275,13 @@ class MendedGDSS(Model):
         settings.setdefault("stochasticity", 0.0 if request.steps < 40 else 1.0)
         return samplers.Multistep(kind="data", order=2, rule="half", **settings)
 
-    def sizes(self, noise: Noise, request: MendedGDSSRequest) -> Tensor:
-        """Number of nodes of each item (B,), from its own stream."""
-        if request.size is not None:
-            most = len(self.config.sizes) - 1
-            if request.size > most:
-                raise ValueError(
-                    f"size is {request.size}, but this model was trained on graphs of at most {most} nodes"
-                )
-            return torch.full((len(noise.items),), request.size, device=self.device)
-        counts = np.asarray(self.config.sizes, dtype=np.float64)
-        counts[0] = 0
-        law = torch.from_numpy(np.cumsum(counts) / counts.sum())
-        uniform = noise.uniform(torch.zeros(1, dtype=torch.long), "sizes", -1)[:, 0]
-        return torch.searchsorted(law, uniform.double().cpu()).to(self.device)
-
     def generate(
         self, request: MendedGDSSRequest, items: Sequence[int], noise: Noise
     ) -> Molecules | Graphs:
         """Molecules or graphs of the items' sizes; see :class:`MendedGDSSRequest`."""
-        sizes = self.sizes(noise, request)
+        sizes = draw_sizes(self.config.sizes, noise, request.size, len(self.config.sizes) - 1).to(
+            self.device
+        )
         mask = torch.arange(int(sizes.max()), device=self.device) < sizes[:, None]
         batch, width = mask.shape
         like = {

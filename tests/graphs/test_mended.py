@@ -8,17 +8,15 @@ import torch
 
 from sci.graphs.dense import Graphs
 from sci.graphs.mended import MendedGDSS, MendedGDSSConfig
-from sci.graphs.mended_data import GraphTraining, prepare
 from sci.graphs.mended_network import (
     JointNetwork,
     Layout,
     TriangleProduct,
     log_posterior,
-    pair_index,
-    to_dense,
-    to_pairs,
 )
 from sci.graphs.molecules import Molecules
+from sci.graphs.pairs import pair_index, to_dense, to_pairs
+from sci.graphs.training_data import GraphTraining, prepare
 
 SMALL = {"depth": 2, "node_width": 32, "pair_width": 24, "triangle_width": 4, "time_width": 16}
 
@@ -170,16 +168,6 @@ def test_items_do_not_depend_on_batches():
     same = (whole.atoms == pieces._pad(whole.max_atoms)[0]).all(1)
     assert same.mean() > 0.99
     assert whole.attrs["nfe"] == 4
-
-
-def test_sizes_follow_the_law():
-    model = molecule_model()
-    from sci.noise import Noise
-
-    sizes = model.sizes(Noise(0, range(20_000)), model.request())
-    counts = torch.bincount(sizes, minlength=7).double() / 20_000
-    law = torch.tensor([0, 0, 1, 2, 4, 8, 16]).double() / 31
-    assert (counts - law).abs().max() < 0.01
 
 
 def test_size_and_sampler_can_be_asked_for():

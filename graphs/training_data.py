@@ -1,7 +1,7 @@
-"""Training data of the mended GDSS, and the way back from class indices to data objects.
+"""Graphs as class indices, for training, and the way back to data objects.
 
 A batch is a dict of class indices: ``nodes`` (B, N) int8 with -1 at padding and ``pairs`` (P, B) int8,
-the classes of the unordered pairs in the order of :func:`sci.graphs.mended_network.pair_index`.
+the classes of the unordered pairs in the order of :func:`sci.graphs.pairs.pair_index`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sci.fields import unknown
 from sci.graphs import load
 from sci.graphs.dense import Graphs
 from sci.graphs.encoding import Vocabulary
-from sci.graphs.mended_network import pair_index
 from sci.graphs.molecules import Molecules
+from sci.graphs.pairs import pair_index
 from sci.model import Prepared
 
-__all__ = ["GraphTraining", "decode", "prepare"]
+__all__ = ["GraphTraining", "decode", "prepare", "split"]
 
 _OPTIONS = {"molecules", "graphs", "folder", "validation", "validation_seed"}
 
@@ -53,6 +53,13 @@ class GraphTraining:
 
 
 def prepare(options: Mapping[str, Any]) -> Prepared:
+    """What :meth:`sci.model.Model.prepare` returns; arguments and errors as for :func:`split`."""
+    return Prepared(*split(options))
+
+
+def split(
+    options: Mapping[str, Any],
+) -> tuple[GraphTraining, GraphTraining | None, dict[str, Any]]:
     """Data of a recipe: the ``[data]`` table.
 
     Arguments:
@@ -92,11 +99,9 @@ def prepare(options: Mapping[str, Any]) -> Prepared:
     order = np.random.default_rng(int(options.get("validation_seed", 0))).permutation(len(nodes))
     train, held = order[held_out:], order[:held_out]
     data = GraphTraining(nodes[train], edges[train])
-    return Prepared(
-        train=data,
-        validation=GraphTraining(nodes[held], edges[held]) if held_out else None,
-        config=_laws(data, max(len(atoms), 1), 4 if atoms else 2) | {"atoms": atoms},
-    )
+    laws = _laws(data, max(len(atoms), 1), 4 if atoms else 2)
+    validation = GraphTraining(nodes[held], edges[held]) if held_out else None
+    return data, validation, laws | {"atoms": atoms}
 
 
 def _laws(data: GraphTraining, node_classes: int, edge_classes: int) -> dict[str, Any]:
