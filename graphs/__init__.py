@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from sci.graphs.dense import Graphs as Graphs
     from sci.graphs.encoding import Vocabulary as Vocabulary
     from sci.graphs.encoding import encode_smiles as encode_smiles
+    from sci.graphs.gdss import GDSS as GDSS
     from sci.graphs.mended import MendedGDSS as MendedGDSS
     from sci.graphs.metrics import mmd as mmd
     from sci.graphs.molecules import Molecules as Molecules
 
 _NAMES = {
+    "GDSS": "sci.graphs.gdss",
     "DenseGraphs": "sci.graphs.dense",
     "Graphs": "sci.graphs.dense",
     "MendedGDSS": "sci.graphs.mended",

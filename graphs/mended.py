@@ -59,10 +59,10 @@ class MendedGDSSConfig:
         atoms: Element symbols of the node classes of molecules; empty for generic graphs.
         depth, node_width, pair_width, triangle_width, time_width: Size of the network, see
             :class:`sci.graphs.mended_network.JointNetwork`.
-        focus: Training times: interval of path time that gets the share ``focus_share``.
-        focus_share: Share of the training times that fall in ``focus``; the others are uniform on the
-            rest of ``span``.
-        span: Earliest and latest path time, for training and for sampling.
+        focus: Interval of path time in which the classes are decided.
+        focus_share: Share of the times, in training and in sampling, that fall in ``focus``; the others
+            are uniform on the rest of ``span``.
+        span: Earliest and latest path time, in training and in sampling.
     """
 
     node_frequencies: tuple[float, ...]
@@ -208,19 +208,23 @@ class MendedGDSS(Model):
             losses[name] = (entropy * weights[name].flatten()).sum() / len(mask)
         return {"loss": losses["nodes"] + losses["edges"], **losses}
 
+    def times(self, quantiles: np.ndarray) -> np.ndarray:
+        """Path times at quantiles of the law of training times, which sampling visits evenly as well.
+
+        A share ``focus_share`` of them lies in ``focus``, where the classes are being decided.
+        """
+        (start, stop), (low, high) = self.config.span, self.config.focus
+        share = self.config.focus_share
+        outside = (1 - share) / ((low - start) + (stop - high))
+        knots = np.cumsum([0.0, outside * (low - start), share, outside * (stop - high)])
+        return np.interp(quantiles, knots, [start, low, high, stop])
+
     def training_times(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Path times (B,), one stratum an item: mostly where classes are being decided."""
+        """Path times (B,), one in each of B strata of their law, in random order."""
         order = torch.randperm(batch, generator=generator, device=generator.device)
         offset = torch.rand((), generator=generator, device=generator.device)
-        share, (low, high) = self.config.focus_share, self.config.focus
-        start, stop = self.config.span
-        rest = (low - start) + (stop - high)
-        knots = np.cumsum(
-            [0.0, (1 - share) * (low - start) / rest, share, (1 - share) * (stop - high) / rest]
-        )
         quantiles = ((order + offset) / batch).double().cpu().numpy()
-        times = np.interp(quantiles, knots, [start, low, high, stop])
-        return torch.from_numpy(times).to(self.node_law)
+        return torch.from_numpy(self.times(quantiles)).to(self.node_law)
 
     def _logits(
         self, nodes: Tensor, pairs: Tensor, t: Tensor, graph: Layout
@@ -265,7 +269,7 @@ class MendedGDSS(Model):
         """The sampler of a request, on the model's span of times."""
         settings: dict[str, Any] = {
             "steps": request.steps,
-            "grid": samplers.grids.uniform_time(*self.config.span),
+            "grid": samplers.grids.from_times(self.times(np.linspace(0.0, 1.0, request.steps))),
             "final": "data",
         }
         if request.stochasticity is not None:
@@ -288,10 +292,15 @@ class MendedGDSS(Model):
             "nodes": self.node_law.new_zeros(batch, width, len(self.node_law)),
             "edges": self.edge_law.new_zeros(batch, width, width, len(self.edge_law)),
         }
-        result = self.sampler(request)(
+        sampler = self.sampler(request)
+        result = sampler(
             self.denoiser(request.precision), like=like, condition={"mask": mask}, noise=noise
         )
         nodes = (result.state["nodes"] + self.node_law).argmax(-1)
         edges = (result.state["edges"] + self.edge_law).argmax(-1)
-        attrs = {"sampler": str(result.sampler), "nfe": result.nfe}
+        attrs = {
+            "sampler": request.sampler,
+            "stochasticity": sampler.stochasticity,
+            "nfe": result.nfe,
+        }
         return decode(nodes, edges, mask, self.config.atoms, attrs)

@@ -96,14 +96,10 @@ class Block(nn.Module):
         self, nodes: Tensor, pairs: Tensor, time: Tensor, graph: Layout
     ) -> tuple[Tensor, Tensor]:
         hidden = self.node_norm(nodes)
-        message = (
-            functional.silu(
-                self.pair_in(self.pair_norm(pairs))
-                + graph.node_sum(self.pair_from_nodes(hidden))
-                + self.pair_from_time(time)
-            )
-            * graph.pair_mask
-        )
+        # Both ends bring half of the time's part: an addition on nodes in place of one on pairs.
+        ends = self.pair_from_nodes(hidden) + 0.5 * self.pair_from_time(time)
+        message = functional.silu(self.pair_in(self.pair_norm(pairs)) + graph.node_sum(ends))
+        message = message * graph.pair_mask
         channel = self.triangle_in(message) * graph.pair_mask
         triangle = TriangleProduct.apply(channel, graph.dense, graph.upper)
         pairs = pairs + self.pair_out(torch.cat((message, triangle), dim=-1))
@@ -111,8 +107,7 @@ class Block(nn.Module):
         update = functional.silu(
             self.node_in(hidden)
             + self.node_from_pairs(graph.pair_sum(message))
-            + self.node_from_mean(mean)
-            + self.node_from_time(time)
+            + (self.node_from_mean(mean) + self.node_from_time(time))
         )
         return nodes + self.node_out(update), pairs
 

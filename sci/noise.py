@@ -25,13 +25,10 @@ import math
 import operator
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from sci.spaces import Space
 
 __all__ = ["Noise", "philox"]
 
@@ -81,6 +78,21 @@ def _key(seed: int, leaf: int, draw: int) -> tuple[int, int]:
 
 def _leaf_number(leaf: int | str) -> int:
     return zlib.crc32(leaf.encode()) if isinstance(leaf, str) else operator.index(leaf) & _MASK
+
+
+class Numbered(Protocol):
+    """What can lay noise out: the spaces of :mod:`sci.spaces`, which number their elements."""
+
+    def noise(
+        self,
+        noise: Noise,
+        leaf: int | str,
+        step: int,
+        like: Tensor,
+        mask: Tensor | None = None,
+        draw: int = 0,
+    ) -> Tensor:
+        """Standard noise like `like`, zero where masked."""
 
 
 class Noise:
@@ -168,7 +180,7 @@ class Noise:
 
     def draw(
         self,
-        space: Space,
+        space: Numbered,
         leaf: int | str,
         step: int,
         like: Tensor,
