@@ -269,7 +269,9 @@ class MendedGDSS(Model):
         """The sampler of a request, on the model's span of times."""
         settings: dict[str, Any] = {
             "steps": request.steps,
-            "grid": samplers.grids.from_times(self.times(np.linspace(0.0, 1.0, request.steps))),
+            "grid": samplers.grids.from_times(
+                self.times(np.linspace(0.0, 1.0, request.steps)).tolist()
+            ),
             "final": "data",
         }
         if request.stochasticity is not None:
