@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from sci import metrics
 from sci.graphs.dense import Graphs
@@ -77,6 +78,11 @@ def spectral_histogram(adjacency: np.ndarray) -> np.ndarray:
     scale = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0.0)
     laplacian = np.diag((degree > 0).astype(np.float64)) - scale[:, None] * a * scale
     return np.histogram(np.linalg.eigvalsh(laplacian), bins=_SPECTRAL_BINS, range=(-1e-5, 2.0))[0]
+
+
+def is_connected(adjacency: np.ndarray) -> bool:
+    """Whether the graph is in one piece."""
+    return len(adjacency) > 0 and connected_components(adjacency, directed=False)[0] == 1
 
 
 @dataclass(frozen=True)
@@ -157,9 +163,10 @@ def evaluate(
     training graphs at the model's n and at the test set's size (the floor: what a perfect sampler scores);
     and random graphs in which every pair of nodes is linked independently with the training set's frequency.
 
-    Columns: the four discrepancies (lower is better); *uniqueness*, distinct graphs per graph; *novelty*, fraction
-    of the distinct graphs that are in no way isomorphic to a training graph; for planar, tree and grid data also
-    *validity* and *V.U.N.*, the distinct, novel, valid graphs per graph drawn.
+    Columns: the four discrepancies (lower is better); *connected*, the fraction in one piece; *uniqueness*,
+    distinct graphs per graph; *novelty*, fraction of the distinct graphs that are in no way isomorphic to a
+    training graph; for planar, tree and grid data also *validity* and *V.U.N.*, the distinct, novel, valid
+    graphs per graph drawn.
 
     Arguments:
         graphs: Generated graphs.
@@ -288,6 +295,7 @@ def _shares(
         first.setdefault(catalogue.add(adjacency), adjacency)
     novel = None if known is None else {k for k, one in first.items() if known.find(one) is None}
     row: Row = {} if rule is None else {"validity": sum(map(rule, graphs)) / len(graphs)}
+    row["connected"] = sum(map(is_connected, graphs)) / len(graphs)
     row["uniqueness"] = len(first) / len(graphs)
     row["novelty"] = None if novel is None else len(novel) / len(first)
     if rule is not None and novel is not None:

@@ -203,6 +203,9 @@ def test_validity_and_vun_count_distinct_novel_trees(trees):
     known = data.train[0].to_networkx()[0]
     star = networkx.star_graph(20)
     graphs = Graphs.from_networkx([cycle, relabelled(known, 1), star, relabelled(star, 2)])
+    apart = networkx.disjoint_union(cycle, star)
+    mixed = Graphs.from_networkx([star, apart]).evaluate(data, protocol="all", floor=False)
+    assert mixed.rows["model"]["connected"] == 0.5
     row = graphs.evaluate(data, protocol="all", floor=False).rows["model"]
     assert row["validity"] == 0.75 and row["uniqueness"] == 0.75
     assert row["novelty"] == pytest.approx(2 / 3) and row["V.U.N."] == 0.25
