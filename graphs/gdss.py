@@ -43,6 +43,7 @@ from sci.graphs.gdss_data import prepare, to_graphs, to_molecules
 from sci.graphs.gdss_networks import ScoreNetworkA, ScoreNetworkX, ScoreNetworkXGMH
 from sci.graphs.molecules import Molecules
 from sci.graphs.sizes import draw_sizes
+from sci.graphs.training_data import within
 from sci.model import Model, ParameterGroup, Prepared
 from sci.noise import Noise
 from sci.paths import GaussianPath
@@ -235,9 +236,18 @@ class GDSS(Model):
         return model.eval()
 
     @classmethod
-    def prepare(cls, options: dict[str, Any]) -> Prepared:
-        """Training data of a recipe, see :func:`sci.graphs.gdss_data.prepare`."""
-        return prepare(options)
+    def prepare(cls, options: dict[str, Any], origin: GDSSConfig | None = None) -> Prepared:
+        """Training data of a recipe, see :func:`sci.graphs.gdss_data.prepare`.
+
+        Fine-tuning keeps the node features of the model and learns the sizes, which must not exceed its own.
+        """
+        if origin is None:
+            return prepare(options)
+        if not origin.atoms:
+            options = {**options, "features": origin.features}
+        prepared = prepare(options, origin.atoms)
+        sizes = within(prepared.config["sizes"], origin.max_nodes)
+        return Prepared(prepared.train, prepared.validation, {"sizes": sizes})
 
     def losses(
         self, batch: dict[str, Tensor], step: int, generator: torch.Generator

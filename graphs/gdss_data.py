@@ -64,10 +64,11 @@ class GDSSTraining:
         return tally.tolist(), largest
 
 
-def prepare(options: Mapping[str, Any]) -> Prepared:
+def prepare(options: Mapping[str, Any], elements: Sequence[str] = ()) -> Prepared:
     """Training data of a recipe: the ``[data]`` table.
 
     Arguments:
+        elements: As for the function named next.
         options: As for :func:`sci.graphs.training_data.split`; and ``features``, for generic graphs the number F of
             degrees told apart, by default those that occur.
 
@@ -77,7 +78,7 @@ def prepare(options: Mapping[str, Any]) -> Prepared:
     """
     options = dict(options)
     features = options.pop("features", None)
-    classes, held_classes, laws = training_data.split(options)
+    classes, held_classes, laws = training_data.split(options, elements)
     atoms = laws["atoms"]
     train = GDSSTraining(classes, len(atoms), not atoms)
     held = None if held_classes is None else GDSSTraining(held_classes, len(atoms), not atoms)

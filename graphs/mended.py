@@ -38,7 +38,7 @@ from sci.graphs.mended_network import JointNetwork, Layout, log_posterior
 from sci.graphs.molecules import Molecules
 from sci.graphs.pairs import to_dense, to_pairs
 from sci.graphs.sizes import draw_sizes
-from sci.graphs.training_data import decode, prepare
+from sci.graphs.training_data import decode, split, within
 from sci.model import Model, Prepared
 from sci.noise import Noise
 from sci.paths import GaussianPath
@@ -167,9 +167,16 @@ class MendedGDSS(Model):
         return Molecules if self.config.atoms else Graphs
 
     @classmethod
-    def prepare(cls, options: dict[str, Any]) -> Prepared:
-        """Training data and the laws of the data, see :func:`sci.graphs.training_data.prepare`."""
-        return prepare(options)
+    def prepare(cls, options: dict[str, Any], origin: MendedGDSSConfig | None = None) -> Prepared:
+        """Training data and the laws of the data, see :func:`sci.graphs.training_data.split`.
+
+        Fine-tuning keeps the elements and the class frequencies, on which the path rests, and learns the
+        sizes, which must not exceed those of the model.
+        """
+        if origin is None:
+            return Prepared(*split(options))
+        train, validation, laws = split(options, origin.atoms)
+        return Prepared(train, validation, {"sizes": within(laws["sizes"], len(origin.sizes) - 1)})
 
     def compile_networks(self) -> None:
         """Compiles the network in place."""

@@ -7,6 +7,7 @@ the classes of the unordered pairs in the order of :func:`sci.graphs.pairs.pair_
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,8 @@ from sci.graphs.dense import Graphs
 from sci.graphs.encoding import Vocabulary
 from sci.graphs.molecules import Molecules
 from sci.graphs.pairs import pair_index
-from sci.model import Prepared
 
-__all__ = ["GraphTraining", "decode", "prepare", "split"]
+__all__ = ["GraphTraining", "decode", "split", "within"]
 
 _OPTIONS = {"molecules", "graphs", "folder", "validation", "validation_seed"}
 
@@ -52,20 +52,17 @@ class GraphTraining:
         return {"nodes": nodes[:, :size], "pairs": pairs[:, : size * (size - 1) // 2].t()}
 
 
-def prepare(options: Mapping[str, Any]) -> Prepared:
-    """What :meth:`sci.model.Model.prepare` returns; arguments and errors as for :func:`split`."""
-    return Prepared(*split(options))
-
-
 def split(
-    options: Mapping[str, Any],
+    options: Mapping[str, Any], elements: Sequence[str] = ()
 ) -> tuple[GraphTraining, GraphTraining | None, dict[str, Any]]:
     """Data of a recipe: the ``[data]`` table.
 
     Arguments:
         options: One of ``molecules`` (a name such as "qm9", or a SMILES or SDF file) and ``graphs`` (a
             name such as "community-small"); ``folder`` where its files are, if not found by themselves;
-            ``validation`` how many training graphs are held out, 0 for none; ``validation_seed``.
+            ``validation`` how many training graphs are held out, a number or a fraction below 1, 0 for
+            none; ``validation_seed``.
+        elements: Encode molecules with these elements, not with those that occur in them.
 
     Returns:
         Training and validation data, and the class frequencies, sizes and elements of the training
@@ -83,14 +80,18 @@ def split(
     folder = options.get("folder")
     atoms: tuple[str, ...] = ()
     if "molecules" in options:
-        molecules = load.molecules(options["molecules"], folder=folder, progress=True).train
+        source = load.molecules(options["molecules"], folder=folder, progress=True)
+        if elements:
+            source = replace(source, vocabulary=Vocabulary(tuple(elements)))
+        molecules = source.train
         nodes, edges = molecules.atoms, molecules.bonds
         atoms = molecules.vocabulary.atoms
     else:
         graphs = load.graphs(options["graphs"], folder=folder).train
         mask = np.arange(graphs.adjacency.shape[1]) < graphs.sizes[:, None]
         nodes, edges = np.where(mask, 0, -1), graphs.adjacency
-    held_out = int(options.get("validation", 0))
+    held_out = options.get("validation", 0)
+    held_out = int(held_out * len(nodes) if 0 < held_out < 1 else held_out)
     if not 0 <= held_out < len(nodes):
         raise ValueError(
             f"[data] validation is {held_out}; expected 0 to {len(nodes) - 1}, since there are "
@@ -102,6 +103,20 @@ def split(
     laws = _laws(data, max(len(atoms), 1), 4 if atoms else 2)
     validation = GraphTraining(nodes[held], edges[held]) if held_out else None
     return data, validation, laws | {"atoms": atoms}
+
+
+def within(sizes: Sequence[int], largest: int) -> tuple[int, ...]:
+    """A law of sizes as a model of at most ``largest`` nodes holds it.
+
+    Raises:
+        ValueError: If there are larger graphs.
+    """
+    if len(sizes) - 1 > largest:
+        raise ValueError(
+            f"the data have graphs of {len(sizes) - 1} nodes, but the model to fine-tune was trained on at "
+            f"most {largest}: leave the larger ones out, or train from the start"
+        )
+    return tuple(sizes) + (0,) * (largest + 1 - len(sizes))
 
 
 def _laws(data: GraphTraining, node_classes: int, edge_classes: int) -> dict[str, Any]:

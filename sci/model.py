@@ -127,11 +127,13 @@ class Model(nn.Module):
         self.training_record: dict[str, Any] = {}
 
     @classmethod
-    def prepare(cls, options: dict[str, Any]) -> Prepared:
+    def prepare(cls, options: dict[str, Any], origin: Any = None) -> Prepared:
         """Loads the data of a recipe's ``[data]`` table.
 
         Arguments:
             options: The table.
+            origin: The Config of the model to fine-tune, or None. The data are then encoded as that model
+                sees them, and only what may differ from it is learnt.
 
         Returns:
             Training data, validation data, and the Config fields that the data decide.

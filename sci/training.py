@@ -76,30 +76,37 @@ def train(
         ):
             return _standing(folder, checkpoint[0])
         kind = registry.find_class(recipe.model)
-        prepared = kind.prepare(dict(recipe.data))
-        model = _build(kind, recipe, prepared.config, start)
+        origin = None if start is None else _origin(kind, recipe, start)
+        prepared = kind.prepare(dict(recipe.data), None if origin is None else origin.config)
+        model = _build(kind, recipe, prepared.config, origin)
         session = Session(recipe, folder, model, prepared.train, prepared.validation, checkpoint)
         session.start_name = identity["start"]
         _fit(session, chosen, progress)
     return session.run()
 
 
-def _build(kind: type[Model], recipe: Recipe, learnt: dict[str, Any], start: Any) -> Model:
-    torch.manual_seed(mix(recipe.seed, "initialisation"))
-    if start is None:
-        fields = {**learnt, **recipe.config}
-        return kind(build(kind.Config, plain(fields), f"[model] of recipe {recipe.name}"))
+def _origin(kind: type[Model], recipe: Recipe, start: str | os.PathLike[str]) -> Model:
     origin = load(start)
     if not isinstance(origin, kind):
         raise ValueError(f"{start} is a {origin.name!r}, but the recipe trains a {recipe.model!r}")
+    return origin
+
+
+def _build(
+    kind: type[Model], recipe: Recipe, learnt: dict[str, Any], origin: Model | None
+) -> Model:
+    torch.manual_seed(mix(recipe.seed, "initialisation"))
+    if origin is None:
+        fields = {**learnt, **recipe.config}
+        return kind(build(kind.Config, plain(fields), f"[model] of recipe {recipe.name}"))
     by_hand = {name: recipe.config[name] for name in recipe.overridden}
     fields = {**recipe.config, **plain(origin.config), **learnt, **by_hand}
-    model = kind(build(kind.Config, plain(fields), f"configuration of {start}"))
+    model = kind(build(kind.Config, plain(fields), "configuration of the model to fine-tune"))
     try:
         model.load_state_dict(origin.state_dict())
     except RuntimeError as error:
         raise ValueError(
-            f"{start} cannot be fine-tuned with these data and settings: {error}"
+            f"the model cannot be fine-tuned with these data and settings: {error}"
         ) from error
     return model
 

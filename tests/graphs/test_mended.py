@@ -16,7 +16,7 @@ from sci.graphs.mended_network import (
 )
 from sci.graphs.molecules import Molecules
 from sci.graphs.pairs import pair_index, to_dense, to_pairs
-from sci.graphs.training_data import GraphTraining, prepare
+from sci.graphs.training_data import GraphTraining, split
 
 SMALL = {"depth": 2, "node_width": 32, "pair_width": 24, "triangle_width": 4, "time_width": 16}
 
@@ -214,9 +214,9 @@ def test_bad_configurations(changes, message):
 
 def test_bad_data_tables():
     with pytest.raises(ValueError, match="must name one data set"):
-        prepare({})
+        split({})
     with pytest.raises(KeyError, match="molecules"):
-        prepare({"molecule": "qm9"})
+        split({"molecule": "qm9"})
 
 
 def test_it_learns_and_survives_a_round_trip(tmp_path):
@@ -249,3 +249,23 @@ def test_it_learns_and_survives_a_round_trip(tmp_path):
     assert known <= set(generated.smiles)
     again = MendedGDSS.load(model.save(tmp_path / "model"))
     assert again.sample(60, seed=0, progress=False).smiles == generated.smiles
+
+
+def test_fine_tuning_keeps_the_elements_and_learns_the_sizes(tmp_path):
+    origin = molecule_model().config
+    (tmp_path / "mine.smi").write_text("\n".join(["CCO", "CCCO", "C1CC1O", "CC(C)O"] * 5))
+    options = {"molecules": str(tmp_path / "mine.smi"), "validation": 0.2}
+    prepared = MendedGDSS.prepare(options, origin)
+    assert set(prepared.config) == {"sizes"} and len(prepared.config["sizes"]) == len(origin.sizes)
+    total = len(prepared.train) + len(prepared.validation)
+    assert len(prepared.validation) == int(0.2 * total)
+    classes = prepared.train.nodes
+    assert set(classes[classes >= 0].tolist()) == {0, 2}  # carbon and oxygen among C, N, O, F
+    fresh = MendedGDSS.prepare(options)
+    assert fresh.config["atoms"] == ("C", "O")
+    (tmp_path / "large.smi").write_text("\n".join(["CCCCCCCCO"] * 20))
+    with pytest.raises(ValueError, match="graphs of 9 nodes, but .* at most 6"):
+        MendedGDSS.prepare({"molecules": str(tmp_path / "large.smi")}, origin)
+    (tmp_path / "sulphur.smi").write_text("\n".join(["CCS"] * 20))
+    with pytest.raises(ValueError, match="S"):
+        MendedGDSS.prepare({"molecules": str(tmp_path / "sulphur.smi")}, origin)

@@ -115,7 +115,7 @@ class Toy(Model):
         self.network = nn.Sequential(*layers, nn.Linear(width, 2))
 
     @classmethod
-    def prepare(cls, options: dict[str, Any]) -> Prepared:
+    def prepare(cls, options: dict[str, Any], origin: Any = None) -> Prepared:
         train = Ring(options["items"], 0, options.get("pause", 0.0))
         return Prepared(train, Ring(64, 1), {"scale": float(train.values.std())})
 
