@@ -343,3 +343,11 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     record = Model.load(tmp_path / "r" / "model").training_record
     assert record["devices"] == 2 and record["steps"] == 120
     assert record["losses"]["validation/loss"] < 1.5
+
+
+def test_without_a_compiler_the_networks_run_uncompiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        assert fit(tmp_path, "training.compile=true", "training.steps=2").finished
