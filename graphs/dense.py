@@ -219,6 +219,8 @@ class Graphs:
         (2, [4, 3], [4, 2])
     """
 
+    suffixes = (".h5", ".hdf5")
+
     def __init__(
         self,
         adjacency: np.ndarray,

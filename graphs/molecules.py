@@ -41,6 +41,8 @@ class Molecules:
         (3, [3, 3, 4], ['C1CC1', 'N#CC=O'])
     """
 
+    suffixes = (".h5", ".hdf5", ".smi", ".sdf")
+
     def __init__(
         self,
         atoms: np.ndarray,

@@ -64,13 +64,17 @@ def generate_to(
 
     Raises:
         FileExistsError: If ``out`` exists and cannot be extended.
-        ValueError: If the parts are of another request, or an argument is out of range.
+        ValueError: If the parts are of another request, an argument is out of range, or the data cannot be
+            written with this suffix.
         OSError: If the disk is full: the parts made so far stay, nothing is half-written.
     """
     n, chunk = positive("n", n), positive("chunk", chunk)
     batch_size = positive("batch_size", model.batch_size if batch_size is None else batch_size)
     if request is None or isinstance(request, Mapping):
         request = model.request(**(request or {}))
+    known = getattr(model.Data, "suffixes", ())
+    if known and Path(out).suffix not in known:
+        raise ValueError(f"{out}: {model.Data.__name__} are written as {', '.join(known)}")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     parts = _Parts(Path(out), _identity(model, seed, request, chunk, batch_size), model.Data)
     if rank == 0 and not overwrite and parts.finished(n):
@@ -140,6 +144,8 @@ class _Parts:
             for path in self.folder.glob("items-*"):
                 path.unlink()
             self.manifest.unlink()
+        if self.manifest.exists() and not any(self.folder.glob("items-*")):
+            self.manifest.unlink()  # of a request that made nothing, such as a refused one
         if self.manifest.exists():
             there = files.read_json(self.manifest)
             differing = sorted(k for k, v in self.identity.items() if there["identity"].get(k) != v)

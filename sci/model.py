@@ -102,7 +102,8 @@ class Model(nn.Module):
     Attributes:
         Config: Frozen dataclass of JSON-able fields: all that ``__init__`` needs.
         Request: Frozen dataclass: what a user asks for when sampling; drives ``--set``.
-        Data: The data object that generation returns (``concat``, ``write``, ``read``, ``attrs``).
+        Data: The data object that generation returns (``concat``, ``write``, ``read``, ``attrs``); its
+            ``suffixes`` are the files it can be written to.
         name: The short name in ``config.json``; the registry finds the class by it.
         batch_size: Items a batch when sampling, unless the user says otherwise.
 
