@@ -58,7 +58,7 @@ def write(
     Raises:
         ValueError: If a weight is not finite, or overflows in ``dtype``.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from sci import __version__
 
@@ -76,7 +76,8 @@ def write(
         if card is not None:
             stack.enter_context(files.atomic(folder / "card.md")).write_text(card, "utf-8")
         weights_file = stack.enter_context(files.atomic(folder / "model.safetensors"))
-        save_file(weights, weights_file)
+        # Not save_file, which makes files that others may not read whatever the umask.
+        weights_file.write_bytes(save(weights))
         files.write_json(
             config_file,
             {
