@@ -48,6 +48,11 @@ _MOLECULES = {
         38,
     ),
 }
+_MOSES = {
+    "train": "moses_train.csv.gz",
+    "test": "moses_test.csv.gz",
+    "test scaffolds": "moses_test_scaffolds.csv.gz",
+}
 _GRAPHS = ("community-small", "ego-small", "enzymes", "grid", "planar", "sbm", "tree")
 _GDSS_TEST_FRACTION = 0.2
 
@@ -152,9 +157,11 @@ def molecules(
     ``zinc250k``: 249,455 molecules, at most 38 heavy atoms; 24,887 test rows, the rest training. The test
     lists (of GraphNVP and MoFlow) are read as zero-based rows, as GDSS does. QM9's list was probably meant as
     one-based identifiers: as a random split it is as good, and it is the split of the published results.
+    ``moses``: 1,584,663 training molecules of C, N, S, O, F, Cl and Br, at most 27 heavy atoms, 176,074 test
+    molecules, and 176,225 whose scaffolds the training set lacks (split "test scaffolds").
 
     Arguments:
-        source: "qm9", "zinc250k", a .smi, .txt, .csv, .tsv (also .gz) or .sdf file, or SMILES strings.
+        source: "qm9", "zinc250k", "moses", a .smi, .txt, .csv, .tsv (also .gz) or .sdf file, or SMILES strings.
         folder: For a name: where the files are; when None, ``sci.datasets.path`` finds or downloads them.
         test_fraction: For your own data: part of the molecules that is held out at random.
         seed: For your own data: seed of that split.
@@ -274,7 +281,9 @@ def _named_molecules(
 ) -> MoleculeData:
     from sci import datasets
 
-    source = _MOLECULES[_known(name, tuple(_MOLECULES))]
+    if _known(name, (*_MOLECULES, "moses")) == "moses":
+        return _moses(folder, progress, cache)
+    source = _MOLECULES[name]
     table = datasets.path(name, file=source.table, folder=folder)
     # The published form of ZINC250k is a tar archive with one line per molecule and no header.
     smiles = read_smiles(table, source.column if ".csv" in table.name else None)
@@ -286,6 +295,22 @@ def _named_molecules(
     return MoleculeData(
         name, smiles, rows, vocabulary, source.max_atoms, source.canonical, True, progress, cache
     )
+
+
+def _moses(
+    folder: str | os.PathLike[str] | None, progress: bool, cache: str | os.PathLike[str] | bool
+) -> MoleculeData:
+    """MOSES has a file for each split."""
+    from sci import datasets
+
+    smiles: list[str] = []
+    rows = {}
+    for split, file in _MOSES.items():
+        found = read_smiles(datasets.path("moses", file=file, folder=folder), "SMILES")
+        rows[split] = np.arange(len(smiles), len(smiles) + len(found))
+        smiles += found
+    vocabulary = Vocabulary(("C", "N", "S", "O", "F", "Cl", "Br"))
+    return MoleculeData("moses", smiles, rows, vocabulary, 27, True, True, progress, cache)
 
 
 def _open_text(path: Path) -> IO[str]:

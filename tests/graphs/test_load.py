@@ -108,6 +108,16 @@ def test_the_published_archive_of_zinc_reads_as_a_list(tmp_path):
     assert load.read_smiles(tmp_path / "zinc.txt.gz") == ["CCO", "CN"]
 
 
+def test_moses_has_its_published_splits(shared):
+    data = load.molecules("moses", folder=shared / "data" / "molecules")
+    sizes = {split: len(rows) for split, rows in data.rows.items()}
+    assert sizes == {"train": 1_584_663, "test": 176_074, "test scaffolds": 176_225}
+    assert len(data.smiles) == sum(sizes.values())
+    some = data.split_smiles("test scaffolds")[:200]
+    encoded = Molecules.from_smiles(some, data.vocabulary, data.max_atoms)
+    assert encoded.smiles == some
+
+
 def test_zinc_has_its_published_split(shared):
     data = load.molecules("zinc250k", folder=shared / "data" / "molecules")
     assert len(data.rows["train"]) == 224_568 and len(data.rows["test"]) == 24_887
