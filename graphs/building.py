@@ -194,7 +194,15 @@ def judge(
     largest: list[str | None] = [None] * count
     with BlockLogs():
         mols = build(atoms, bonds, vocabulary)
-        bar = tqdm(mols, total=count, desc="sanitising", disable=not progress, unit="mol")
+        bar = tqdm(
+            mols,
+            total=count,
+            desc="sanitising",
+            disable=not progress,
+            unit="mol",
+            leave=False,
+            delay=1,
+        )
         for row, mol in enumerate(bar):
             valency, valid = sanitise(mol)
             flags[0, row] = valency

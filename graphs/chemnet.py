@@ -80,7 +80,9 @@ def chemnet_moments(smiles: Sequence[str], batch_size: int = 64, progress: bool 
         # fcd stacks with a function that NumPy has renamed.
         warnings.simplefilter("ignore", DeprecationWarning)
         starts = range(0, len(unique), batch_size)
-        for start in tqdm(starts, desc="ChemNet", disable=not progress, unit="batch"):
+        for start in tqdm(
+            starts, desc="ChemNet", disable=not progress, unit="batch", leave=False, delay=1
+        ):
             batch = unique[start : start + batch_size].tolist()
             parts.append(fcd.get_predictions(network, batch, batch_size=len(batch), n_jobs=0))
     activations = np.concatenate(parts).astype(np.float64)[inverse]
@@ -111,7 +113,9 @@ def nspdk_mean(smiles: Sequence[str], progress: bool = False) -> np.ndarray:
 
     vectoriser = Vectorizer(complexity=_NSPDK_COMPLEXITY, discrete=True)
     total = np.zeros(vectoriser.feature_size)
-    bar = tqdm(total=len(smiles), desc="NSPDK", disable=not progress, unit="mol")
+    bar = tqdm(
+        total=len(smiles), desc="NSPDK", disable=not progress, unit="mol", leave=False, delay=1
+    )
     for start in range(0, len(smiles), _CHUNK):
         graphs = [_labelled(text) for text in smiles[start : start + _CHUNK]]
         total += np.asarray(vectoriser.transform(graphs).sum(0))[0]

@@ -200,7 +200,15 @@ def encode_mols(
     rows: list[int] = []
     skipped: list[str] = []
     for row, mol in enumerate(
-        tqdm(mols, total=total, desc="encoding", disable=not progress, unit="mol")
+        tqdm(
+            mols,
+            total=total,
+            desc="encoding",
+            disable=not progress,
+            unit="mol",
+            leave=False,
+            delay=1,
+        )
     ):
         try:
             ids, links = _encode(mol, index, vocabulary, max_atoms)
