@@ -157,12 +157,13 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>sciflows: a tour</title>
 <style>
-body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5;
+body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5;
   font-family: system-ui, sans-serif; color: #1a1a1a; background: #fff; }}
 h1, h2 {{ line-height: 1.2; }} section {{ margin-top: 2.5rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto;
+  font-size: .85rem; }}
 caption {{ text-align: left; font-weight: 600; }}
-th, td {{ padding: .25rem .75rem; white-space: nowrap; border-bottom: 1px solid #ddd;
+th, td {{ padding: .25rem .45rem; white-space: nowrap; border-bottom: 1px solid #ddd;
   font-variant-numeric: tabular-nums; }}
 img, svg {{ max-width: 100%; height: auto; background: #fff; }} figure {{ margin: 1rem 0; }}
 figcaption, footer {{ color: #555; font-size: .9rem; }}
