@@ -55,7 +55,9 @@ def path(
     """
     which = name if isinstance(name, Card) else card(name)
     wanted = which.file(file)
-    named = [(f"folder={os.fspath(folder)!r}", Path(folder))] if folder is not None else []
+    named = (
+        [(f"folder={os.fspath(folder)!r}", Path(folder).expanduser())] if folder is not None else []
+    )
     if environment := os.environ.get("SCI_DATA"):
         named.append((f"SCI_DATA={environment!r}", Path(environment).expanduser()))
     for origin, place in named:

@@ -211,13 +211,28 @@ def judge(
             text = Chem.MolToSmiles(mol)
             flags[1, row], flags[2, row] = True, "." not in text
             smiles[row] = text
-            largest[row] = text if flags[2, row] else _largest(mol)
+            largest[row] = text if flags[2, row] else largest_piece(mol)
     return Verdict(flags[0], flags[1], flags[2], smiles, largest)
 
 
-def _largest(mol: Mol) -> str:
+def largest_piece(mol: Mol) -> str:
+    """Canonical SMILES of the piece with most heavy atoms; see :class:`Verdict`."""
     from rdkit import Chem
 
     pieces = Chem.GetMolFrags(mol, asMols=True)
     named = [(piece.GetNumHeavyAtoms(), Chem.MolToSmiles(piece)) for piece in pieces]
     return min(named, key=lambda piece: (-piece[0], -len(piece[1]), piece[1]))[1]
+
+
+def without_hydrogens(mol: Mol | None) -> Mol | None:
+    """A sanitised copy without explicit hydrogens; None for None and for what RDKit cannot sanitise."""
+    from rdkit import Chem
+    from rdkit.rdBase import BlockLogs
+
+    if mol is None:
+        return None
+    try:
+        with BlockLogs():
+            return Chem.RemoveHs(mol)
+    except Chem.MolSanitizeException:
+        return None

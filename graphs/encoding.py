@@ -87,11 +87,17 @@ class Vocabulary:
             Elements in the order C, N, O, F, then by atomic number.
 
         Raises:
-            ValueError: A SMILES that RDKit cannot parse, with its row.
+            ValueError: A SMILES that RDKit cannot parse, or an atom of no element up to uranium, with its row.
         """
         seen: set[int] = set()
         for row, text in enumerate(smiles):
-            seen.update(a.GetAtomicNum() for a in _parse(text, row).GetAtoms())
+            for atom in _parse(text, row).GetAtoms():
+                if not 1 <= atom.GetAtomicNum() <= len(_SYMBOLS):
+                    raise ValueError(
+                        f"Row {row} ({text!r}): atom {atom.GetIdx()} is {atom.GetSymbol()}; a vocabulary "
+                        "holds the elements up to U. Correct or remove the row."
+                    )
+                seen.add(atom.GetAtomicNum())
         seen.discard(1)
         first = [z for z in (6, 7, 8, 9) if z in seen]
         numbers = first + sorted(seen - set(first))

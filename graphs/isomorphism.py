@@ -67,7 +67,8 @@ class Catalogue:
             return None
         graph = networkx.from_numpy_array(adjacency)
         for number, other in members:
-            if networkx.vf2pp_is_isomorphic(graph, other):
+            # networkx denies that a graph without nodes is isomorphic to itself.
+            if not len(graph) or networkx.vf2pp_is_isomorphic(graph, other):
                 return number
         return None
 

@@ -55,6 +55,8 @@ _MOSES = {
 }
 _GRAPHS = ("community-small", "ego-small", "enzymes", "grid", "planar", "sbm", "tree")
 _GDSS_TEST_FRACTION = 0.2
+# Spreadsheets put a mark before the first character of a table.
+_ENCODING = "utf-8-sig"
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,8 @@ def read_smiles(path: str | os.PathLike[str], column: str | None = None) -> list
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The table has no such column, the suffix is unknown, or an SDF record cannot be read.
+        ValueError: The table has no such column or a line that ends before it, the suffix is unknown, or an SDF record
+            cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -260,7 +263,7 @@ def read_smiles(path: str | os.PathLike[str], column: str | None = None) -> list
         if suffix in (".smi", ".txt"):
             return [line.split()[0] for line in stream if line.strip()]
         rows = csv.reader(stream, delimiter="\t" if suffix == ".tsv" else ",")
-        header = next(rows, [])
+        header = [name.strip() for name in next(rows, [])]
         wanted = [
             k
             for k, h in enumerate(header)
@@ -270,7 +273,15 @@ def read_smiles(path: str | os.PathLike[str], column: str | None = None) -> list
             raise ValueError(
                 f"{path.name} has no column {column or 'smiles'!r}; its columns are {', '.join(header)}."
             )
-        return [row[wanted[0]] for row in rows if row]
+        smiles = []
+        for row in filter(None, rows):
+            if len(row) <= wanted[0]:
+                raise ValueError(
+                    f"{path.name}, line {rows.line_num}, ends before the column "
+                    f"{header[wanted[0]]!r}; complete or remove it."
+                )
+            smiles.append(row[wanted[0]])
+        return smiles
 
 
 def _named_molecules(
@@ -315,7 +326,7 @@ def _moses(
 
 def _open_text(path: Path) -> IO[str]:
     if path.suffix != ".gz":
-        return open(path, encoding="utf-8")
+        return open(path, encoding=_ENCODING)
     content = gzip.decompress(path.read_bytes())
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -323,7 +334,7 @@ def _open_text(path: Path) -> IO[str]:
             content = b"" if member is None else member.read()
     except tarfile.ReadError:
         pass
-    return io.StringIO(content.decode("utf-8"))
+    return io.StringIO(content.decode(_ENCODING))
 
 
 def _read_sdf(path: Path) -> list[str]:

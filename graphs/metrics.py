@@ -150,7 +150,7 @@ def mmd(first: Graphs, second: Graphs) -> dict[str, float]:
 def evaluate(
     graphs: Graphs,
     reference: str | GraphData | Graphs | Sequence[object] = "community-small",
-    train: Graphs | None = None,
+    train: Graphs | Sequence[object] | None = None,
     protocol: Literal["all", "chunks", "both"] = "both",
     floor: bool = True,
     draws: int = 10,
@@ -171,7 +171,7 @@ def evaluate(
     Arguments:
         graphs: Generated graphs.
         reference: A data set by name or as loaded, or reference graphs (Graphs or networkx).
-        train: With reference graphs of your own: the training graphs.
+        train: With reference graphs of your own: the training graphs (Graphs or networkx).
         protocol: "all", "chunks" or "both", see the module.
         floor: Add the rows of real graphs.
         draws: Draws of real graphs; mean and standard deviation are reported.
@@ -303,13 +303,15 @@ def _shares(
     return row
 
 
-def _reference(reference: object, train: Graphs | None) -> tuple[str, Graphs, Graphs | None]:
+def _reference(reference: object, train: object) -> tuple[str, Graphs, Graphs | None]:
     from sci.graphs import load
 
     if isinstance(reference, str):
         reference = load.graphs(reference)
     if isinstance(reference, load.GraphData):
         return reference.name, reference.test, reference.train
-    if not isinstance(reference, Graphs):
-        reference = Graphs.from_networkx(list(reference))  # type: ignore[call-overload]
-    return "your reference", reference, train
+    return "your reference", _graphs(reference), None if train is None else _graphs(train)
+
+
+def _graphs(given: object) -> Graphs:
+    return given if isinstance(given, Graphs) else Graphs.from_networkx(list(given))  # type: ignore[call-overload]

@@ -40,7 +40,8 @@ def read(path: str | os.PathLike[str], vocabulary: Vocabulary | None = None) -> 
 
     Arguments:
         path: The file.
-        vocabulary: For .smi and .sdf; when None, the smallest that holds the file's molecules.
+        vocabulary: For .smi and .sdf; when None, the smallest that holds the file's molecules, and C, N,
+            O, F where it holds none.
 
     Raises:
         ValueError: Another suffix, a damaged file, one that holds no molecules, or molecules that cannot be
@@ -54,16 +55,18 @@ def read(path: str | os.PathLike[str], vocabulary: Vocabulary | None = None) -> 
         from sci.graphs.load import read_smiles
 
         smiles = read_smiles(path)
-        return Molecules.from_smiles(smiles, vocabulary or Vocabulary.from_smiles(smiles))
+        return Molecules.from_smiles(smiles, vocabulary or _smallest(smiles))
     if suffix == ".sdf":
         if vocabulary is None:
             from rdkit import Chem
 
-            vocabulary = Vocabulary.from_smiles(
-                Chem.MolToSmiles(mol) for mol in sdf_mols(path) if mol
-            )
+            vocabulary = _smallest([Chem.MolToSmiles(mol) for mol in sdf_mols(path) if mol])
         return Molecules.from_sdf(path, vocabulary)
     return _read_hdf5(path)
+
+
+def _smallest(smiles: list[str]) -> Vocabulary:
+    return Vocabulary.from_smiles(smiles) if smiles else Vocabulary()
 
 
 def write_smi(molecules: Molecules, path: str | os.PathLike[str]) -> int:

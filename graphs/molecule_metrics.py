@@ -15,7 +15,7 @@ and these columns, of which FCD and NSPDK are better when lower:
 * *validity*, *connected*, *valency*: fractions of all molecules, see :mod:`sci.graphs.building`;
 * *uniqueness*: distinct SMILES per valid molecule; *novelty*: fraction of the distinct SMILES that are not in
   the training set, neither as published nor as the arrays give it back (without anions). Both look at the largest
-  piece of each valid molecule;
+  piece of each valid molecule, novelty at that of training molecules as well;
 * *V.U.N.*: distinct, novel, connected molecules per molecule drawn;
 * *FCD*, *NSPDK*: distances from the test set, on the largest pieces, see :mod:`sci.graphs.chemnet`;
 * *length*: mean number of characters of the SMILES; *rings*: fraction with a ring. Few-step samplers that look
@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sci.graphs import chemnet
+from sci.graphs import building, chemnet
+from sci.graphs.encoding import canonical_smiles
 from sci.graphs.molecules import Molecules
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def evaluate(
     Arguments:
         molecules: Generated molecules.
         reference: A data set by name or as loaded (its test split is the reference, its training split serves
-            novelty and floor), or reference molecules, or their SMILES.
+            novelty and floor), or reference molecules, or their SMILES, which are made canonical.
         train: With reference molecules of your own: the training molecules.
         floor: Add the rows of real molecules.
         draws: Draws of the floor; their seeds are seed + 1, seed + 2, ...
@@ -100,13 +101,17 @@ def evaluate(
         A table; ``None`` stands where a figure is not defined or could not be computed (a note says why).
 
     Raises:
-        ValueError: There are no molecules.
+        ValueError: There are no molecules, generated or to compare with, or a SMILES that RDKit cannot parse.
     """
     from sci.report import Report
 
     if not len(molecules):
         raise ValueError("There are no molecules to judge; generate some first.")
     against = _reference(reference, train, cache)
+    if not against.test:
+        raise ValueError(
+            f"There are no valid molecules to compare with in {against.name}; give a larger reference."
+        )
     notes: dict[str, str] = {}
     fcd, nspdk = _available(fcd, nspdk, notes)
     judge = _Judge(against, fcd, nspdk, seed, progress)
@@ -159,6 +164,7 @@ def independent(molecules: Molecules, n: int, seed: int = 0) -> Molecules:
     below = np.tril(np.ones(molecules.bonds.shape[1:], dtype=bool), -1)
     pairs = molecules.mask[:, :, None] & molecules.mask[:, None] & below
     orders = np.bincount(molecules.bonds[pairs], minlength=4)
+    orders[0] += not orders.any()  # molecules of one atom have no pairs
     drawn = rng.choice(4, (n, *molecules.bonds.shape[1:]), p=orders / orders.sum())
     bonds = drawn * (mask[:, :, None] & mask[:, None] & below)
     return Molecules(atoms, bonds + bonds.transpose(0, 2, 1), molecules.vocabulary)
@@ -249,7 +255,7 @@ class _Judge:
         row: Row = {}
         if self.fcd != 0:
             row["FCD"] = None
-            if len(smiles) > 1:
+            if min(len(smiles), len(against.test)) > 1:
                 moments = chemnet.chemnet_moments(
                     self._sample(smiles, self.fcd), progress=self.progress
                 )
@@ -331,11 +337,19 @@ def _reference(reference: object, train: object, cache: bool) -> Reference:
 def _known(reference: Reference) -> set[str] | None:
     if reference.train is None:
         return None
+    from rdkit.Chem import MolFromSmiles
+
     known = set(reference.train)
+    # Generated molecules are looked up by their largest piece, so that a salt is known by its own as well.
+    known.update(
+        building.largest_piece(MolFromSmiles(text)) for text in reference.train if "." in text
+    )
     if reference.molecules is not None and len(reference.molecules) == len(reference.train):
         # The arrays hold no charges, so that a charged training molecule comes back as another one: both are known.
         charged = [row for row, text in enumerate(reference.train) if "[" in text]
-        known.update(text for text in reference.molecules[charged].smiles if text is not None)
+        known.update(
+            text for text in reference.molecules[charged].verdict.largest if text is not None
+        )
     return known
 
 
@@ -347,7 +361,7 @@ def _smiles(given: object, what: str) -> list[str]:
         raise TypeError(
             f"{what} must be a data set, Molecules or a list of SMILES, not {type(given).__name__}."
         )
-    return smiles
+    return canonical_smiles(smiles)
 
 
 def _available(

@@ -79,9 +79,7 @@ class Molecules:
         attrs: dict[str, Any] | None = None,
     ) -> Molecules:
         """Molecules from RDKit molecules, whose explicit hydrogens are removed; None counts as an error."""
-        from rdkit import Chem
-
-        bare = (None if mol is None else Chem.RemoveHs(mol) for mol in mols)
+        bare = (building.without_hydrogens(mol) for mol in mols)
         atoms, bonds, _ = encode_mols(bare, vocabulary, max_atoms, on_error)
         return cls(atoms, bonds, vocabulary, attrs)
 
@@ -303,8 +301,13 @@ def _checked(
             f"atoms holds integers from {atoms.min()} to {atoms.max()}; expected -1 (padding) to {most} for "
             f"the vocabulary {' '.join(vocabulary.atoms)}."
         )
+    if bonds.min() < 0 or bonds.max() > max(vocabulary.bonds):
+        raise ValueError(
+            f"bonds holds integers from {bonds.min()} to {bonds.max()}; expected 0 and the orders "
+            f"{vocabulary.bonds}."
+        )
     present = set(np.flatnonzero(np.bincount(bonds.reshape(-1).astype(np.uint8)))) - {0}
-    if bonds.min() < 0 or not present <= set(vocabulary.bonds):
+    if not present <= set(vocabulary.bonds):
         raise ValueError(
             f"bonds holds {sorted(present)}; expected 0 and the orders {vocabulary.bonds}."
         )

@@ -50,7 +50,7 @@ def molecule_grid(
         A PIL image; ``image.save("molecules.png")`` writes it.
 
     Raises:
-        ValueError: There is nothing to draw.
+        ValueError: There is nothing to draw, or there are too few labels.
     """
     from PIL import Image as images
     from rdkit import Chem
@@ -78,8 +78,8 @@ def molecule_grid(
             drawn.append(
                 rdMolDraw2D.PrepareMolForDrawing(mol, kekulize=good is not None, addChiralHs=False)
             )
-    texts = labels if labels is not None else [s or "not valid" for s in molecules.smiles]
-    texts = [_shortened(str(text), size) for text in texts[: len(drawn)]]
+    texts = _labels(labels, [s or "not valid" for s in molecules.smiles])
+    texts = [_shortened(text, size) for text in texts]
     canvas = rdMolDraw2D.MolDraw2DCairo(columns * size, rows * size, size, size)
     # Its type stub declares every option to be of the class itself.
     style: Any = canvas.drawOptions()
@@ -118,7 +118,7 @@ def graph_grid(
         A matplotlib figure; ``figure.savefig("graphs.png")`` writes it.
 
     Raises:
-        ValueError: There is nothing to draw.
+        ValueError: There is nothing to draw, or there are too few labels.
     """
     from matplotlib.figure import Figure
 
@@ -133,7 +133,7 @@ def graph_grid(
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.95, wspace=0.04, hspace=0.12)
     counts = zip(graphs.sizes.tolist(), graphs.edge_counts.tolist(), strict=True)
-    texts = labels if labels is not None else [f"{n} nodes, {e} edges" for n, e in counts]
+    texts = _labels(labels, [f"{n} nodes, {e} edges" for n, e in counts])
     for panel in panels:
         panel.set_axis_off()
     for panel, adjacency, text in zip(panels, graphs, texts, strict=False):
@@ -253,6 +253,16 @@ def png_bytes(picture: Image | Figure) -> bytes:
     return stream.getvalue()
 
 
+def _labels(given: Sequence[str] | None, default: list[str]) -> list[str]:
+    if given is None:
+        return default
+    if len(given) < len(default):
+        raise ValueError(
+            f"There are {len(given)} labels for {len(default)} pictures; give one each."
+        )
+    return [str(text) for text in given[: len(default)]]
+
+
 def _legend_height(size: int) -> int:
     return max(11, size // 16)
 
@@ -268,6 +278,8 @@ def _draw_graph(panel: Axes, adjacency: np.ndarray, size: float, seed: int) -> N
     from matplotlib.collections import LineCollection
 
     graph = networkx.from_numpy_array(adjacency)
+    if not len(graph):
+        return
     if len(graph) > 60:
         # A spring layout that starts from the spectral one untangles large graphs.
         start = networkx.spectral_layout(graph)

@@ -188,26 +188,35 @@ def evaluate(
 ) -> None:
     """Judge a file, or a model by its samples, against real data; prints the floor beside it."""
     from sci import registry
+    from sci.report import Report
 
+    if out is not None:
+        Report.check_suffix(out)
+    model: Any = None
     if Path(what).is_file():
         if n is not None or settings:
             raise ValueError(
                 f"{what} is a file: -n and --set are for models, which are sampled first"
             )
-        data = registry.data_class(what).read(what)
         protocol, basis = {}, {}
     else:
+        suffixes = {suffix for entry in registry.data_entries() for suffix in entry.suffixes}
+        if Path(what).suffix.lower() in suffixes and not Path(what).is_dir():
+            raise FileNotFoundError(f"there is no file {what}")
         from sci.model import load, positive
 
         model = load(what, device)
         protocol = model.training_record.get("recipe", {}).get("evaluation", {})
         count = positive("-n", n if n is not None else protocol.get("n", 1000))
         fields = _request(model, settings or ())
-        data = model.sample(count, seed=seed, progress=not quiet, **fields)
-        basis = _basis(model, data, seed)
     reference = reference or protocol.get("reference")
     if reference is None:
         raise ValueError("say what to compare with: --reference NAME, e.g. --reference qm9")
+    if model is None:
+        data = registry.data_class(what).read(what)
+    else:
+        data = model.sample(count, seed=seed, progress=not quiet, **fields)
+        basis = _basis(model, data, seed)
     report = data.evaluate(reference)
     report.notes = {**basis, **report.notes}
     typer.echo(str(report))

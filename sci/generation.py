@@ -79,11 +79,11 @@ def generate_to(
     parts = _Parts(Path(out), _identity(model, seed, request, chunk, batch_size), model.Data)
     if rank == 0 and not overwrite and parts.finished(n):
         return parts.out
+    if rank != 0 and not parts.await_manifest(n, overwrite):
+        return parts.out
     with files.exclusive(parts.folder / f"lock-{rank}", f"the file {out}"):
         if rank == 0:
             parts.prepare(n, overwrite, world)
-        else:
-            parts.await_manifest(n)
         model.to(choose_device(device))
         work = _Work(model, request, seed, batch_size, parts)
         mine = [span for k, span in enumerate(parts.spans(n)) if k % world == rank]
@@ -161,20 +161,40 @@ class _Parts:
                     "file, or begin anew (--overwrite)"
                 )
             self.prefix = there["prefix"]
-        elif self.prefix:
-            with files.atomic(self.path((0, self.prefix))) as temporary:
-                shutil.copyfile(self.out, temporary)
+        else:
+            for path in self.folder.glob("items-*"):
+                path.unlink()  # no manifest says what they are: a kill while the parts were dropped leaves such
+            if self.prefix:
+                with files.atomic(self.path((0, self.prefix))) as temporary:
+                    shutil.copyfile(self.out, temporary)
         files.write_json(self.manifest, {"identity": self.identity, "n": n, "prefix": self.prefix})
 
-    def await_manifest(self, n: int) -> None:
-        """Waits until rank 0 has written the manifest of this job."""
+    def await_manifest(self, n: int, overwrite: bool) -> bool:
+        """Waits until rank 0 has written the manifest of this job.
+
+        Returns:
+            False where ``out`` is finished and no manifest will come: rank 0 had nothing to do, or did all of it
+            and dropped the parts before this rank looked.
+        """
         while True:
-            if self.manifest.exists():
+            try:
                 there = files.read_json(self.manifest)
+            except FileNotFoundError:
+                if not overwrite and self._complete(n):
+                    return False
+            else:
                 if there["identity"] == self.identity and there["n"] == n:
                     self.prefix = there["prefix"]
-                    return
+                    return True
             time.sleep(0.2)
+
+    def _complete(self, n: int) -> bool:
+        """Whether ``out`` is there and, where its format says so, holds exactly these items."""
+        try:
+            return self.finished(n)
+        except FileExistsError:
+            # A format without attributes is there only when rank 0 has merged; another file is rank 0's to refuse.
+            return self.out.suffix != self.suffix
 
     def spans(self, n: int) -> list[tuple[int, int]]:
         """The chunks of items 0 to n - 1, an extended file first."""

@@ -366,14 +366,19 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    wrong = f"{str(device)!r} is no device here; expected auto, cpu, cuda, cuda:1 or mps"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
-            f"{device!r} is no device; expected auto, cpu, cuda, cuda:1 or mps"
-        ) from error
+        raise ValueError(wrong) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(wrong)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device is available here; use device='cpu' or 'auto'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"there is no {chosen}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("no MPS device is available here; use device='cpu' or 'auto'")
     return chosen

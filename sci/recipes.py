@@ -232,7 +232,7 @@ class Recipe:
         path = registry.find_recipe(os.fspath(name))
         try:
             tables = tomllib.loads(path.read_text("utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from error
         return cls.from_tables(tables, overrides, seed, str(path))
 
@@ -246,9 +246,11 @@ class Recipe:
     ) -> Recipe:
         """Makes a recipe from its tables, as TOML gives them; see :meth:`read`."""
         tables = copy.deepcopy(tables)
-        for table in tables:
+        for table, content in tables.items():
             if table not in _TABLES:
                 raise ValueError(f"{source}: {unknown('table', table, _TABLES)}")
+            if not isinstance(content, dict):
+                raise ValueError(f"{source}: {table} is {content!r}; expected a table [{table}]")
         overridden = [_override(tables, assignment) for assignment in overrides]
         head = build(_Head, tables.get("recipe", {}), f"[recipe] of {source}")
         return cls(

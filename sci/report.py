@@ -135,19 +135,29 @@ class Report:
         Raises:
             ValueError: For any other suffix.
         """
-        path = Path(path)
         makers = {
             ".json": lambda: json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n",
             ".md": self.to_markdown,
             ".html": lambda: _PAGE.format(title=html.escape(self.title), body=self.to_html()),
             ".txt": lambda: f"{self}\n",
         }
-        if path.suffix not in makers:
-            raise ValueError(
-                f"cannot write a report as {path.suffix!r}; expected {', '.join(makers)}"
-            )
+        suffix = self.check_suffix(path)
         with files.atomic(path) as temporary:
-            temporary.write_text(makers[path.suffix](), "utf-8")
+            temporary.write_text(makers[suffix](), "utf-8")
+
+    @staticmethod
+    def check_suffix(path: str | os.PathLike[str]) -> str:
+        """The suffix of a file that :meth:`write` can write, to be asked before a long evaluation.
+
+        Raises:
+            ValueError: For any other suffix.
+        """
+        suffix = Path(path).suffix
+        if suffix not in _SUFFIXES:
+            raise ValueError(
+                f"cannot write a report as {suffix!r}; expected {', '.join(_SUFFIXES)}"
+            )
+        return suffix
 
     def _cells(self) -> list[list[str]]:
         return [
@@ -162,6 +172,7 @@ class Report:
         ]
 
 
+_SUFFIXES = (".json", ".md", ".html", ".txt")
 _PAGE = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
     "<body>{body}</body></html>\n"

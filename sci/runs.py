@@ -40,6 +40,8 @@ class RunFolder:
     def claim(self, identity: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
         """Writes ``config.json``, or checks that the one there is of the same run.
 
+        A run that never came to its first checkpoint, such as one whose data were missing, makes room for another.
+
         Arguments:
             identity: What decides the trained arrays: recipe tables and the starting model.
             tables: The whole recipe, for the reader.
@@ -56,12 +58,17 @@ class RunFolder:
                 for name in sorted({*_flat(there), *_flat(identity)})
                 if _get(there, name) != _get(identity, name)
             ]
-            if differing:
+            if differing and not self._checkpoints() and not self.model.is_dir():
+                self.log.path.unlink(missing_ok=True)
+            elif differing:
                 raise ValueError(
                     f"{self.folder} holds another run ({'; '.join(differing)}); give another --out folder, or "
                     "the same settings to continue"
                 )
-        elif self.folder.is_dir() and any(p.name != ".lock" for p in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(
+            p.name != ".lock" and not (p.name.startswith(".config.") and ".partial" in p.name)
+            for p in self.folder.iterdir()
+        ):
             raise FileExistsError(
                 f"{self.folder} is not empty and holds no run; give another --out folder"
             )
@@ -116,7 +123,9 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         """Checkpoint files, newest first."""
         found = (self.folder / "checkpoints").glob("step-*.pt")
-        return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+        steps = {path: path.stem.removeprefix("step-") for path in found}
+        own = [path for path, step in steps.items() if step.isdecimal()]  # not a user's copies
+        return sorted(own, key=lambda path: int(steps[path]), reverse=True)
 
 
 class Log:
@@ -164,7 +173,10 @@ class Log:
         self.columns = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
         if not self.columns:
             return
-        with files.atomic(self.path) as temporary, open(temporary, "w", newline="") as file:
+        with (
+            files.atomic(self.path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -69,12 +69,10 @@ def train(
             folder.claim(identity, recipe.tables())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         checkpoint = folder.load_checkpoint()
-        if (
-            checkpoint is not None
-            and checkpoint[0] >= recipe.training.steps
-            and folder.model.is_dir()
-        ):
-            return _standing(folder, checkpoint[0])
+        if checkpoint is not None and checkpoint[0] >= recipe.training.steps:
+            standing = _standing(folder, checkpoint[0])
+            if standing is not None:
+                return standing
         kind = registry.find_class(recipe.model)
         origin = None if start is None else _origin(kind, recipe, start)
         prepared = kind.prepare(dict(recipe.data), None if origin is None else origin.config)
@@ -224,9 +222,17 @@ def _launched(training: Training) -> Training:
     return replace(training, devices=local, nodes=max(int(os.environ["WORLD_SIZE"]) // local, 1))
 
 
-def _standing(folder: RunFolder, step: int) -> Run:
-    """The standing of a run that was finished before."""
-    record = Model.load(folder.model).training_record
+def _standing(folder: RunFolder, step: int) -> Run | None:
+    """The standing of a run that was finished before; None where its model must be written again.
+
+    A call that was killed between the last checkpoint and the model leaves no model, an earlier one, or half of one.
+    """
+    try:
+        record = Model.load(folder.model).training_record
+    except (FileNotFoundError, files.FileDamaged):
+        return None
+    if record.get("steps") != step:
+        return None
     return Run(
         folder.folder, step, True, record["wall_minutes"], record["cpu_minutes"], record["losses"]
     )

@@ -110,7 +110,7 @@ class Custom(Schedule):
 
     def _evaluate(self, which: int, t: Any, xp: Any) -> Any:
         if xp is np:
-            return self._functions[which](torch.from_numpy(t)).detach().numpy()
+            return self._functions[which](torch.as_tensor(t)).detach().numpy()
         return self._functions[which](t)
 
     def _alpha(self, t: Any, xp: Any) -> Any:
@@ -121,7 +121,7 @@ class Custom(Schedule):
 
     def _slope(self, which: int, t: Any, xp: Any) -> Any:
         with torch.enable_grad():
-            time = (torch.from_numpy(t) if xp is np else t).detach().clone().requires_grad_()
+            time = (torch.as_tensor(t) if xp is np else t).detach().clone().requires_grad_()
             value = self._functions[which](time)
             if not value.requires_grad:
                 return 0.0 * t

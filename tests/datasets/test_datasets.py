@@ -173,6 +173,16 @@ def test_order_of_places(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
     assert datasets.path(card) == places[2] / "numbers.bin"
 
 
+def test_a_named_folder_may_begin_at_home(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "numbers.bin").write_bytes(CONTENT)
+    assert datasets.path(make(), folder="~/data") == tmp_path / "data" / "numbers.bin"
+
+
 def test_search_is_three_levels_deep_and_skips_hidden_folders(tmp_path: Path) -> None:
     deep = tmp_path / "named" / "a" / "b" / "c"
     deep.mkdir(parents=True)

@@ -233,3 +233,21 @@ def test_bad_questions_are_refused(trees):
         trees.train.evaluate(trees, protocol="some")
     with pytest.raises(ValueError, match="at least one graph"):
         metrics.mmd(trees.train, trees.train[:0])
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 2])
+def test_graphs_without_edges_are_known_again(nodes):
+    catalogue, empty = Catalogue(), np.zeros((nodes, nodes), dtype=np.uint8)
+    assert [catalogue.add(empty), catalogue.add(empty), catalogue.find(empty)] == [0, 0, 0]
+
+
+def test_training_graphs_may_be_of_networkx():
+    graphs = [networkx.path_graph(n) for n in (3, 4, 5)]
+    table = Graphs.from_networkx(graphs).evaluate(graphs, train=graphs, draws=2)
+    assert table.rows["model"]["novelty"] == 0
+    assert (
+        table.rows
+        == Graphs.from_networkx(graphs)
+        .evaluate(graphs, train=Graphs.from_networkx(graphs), draws=2)
+        .rows
+    )

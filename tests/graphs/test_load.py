@@ -185,3 +185,12 @@ def test_pickles_of_anything_else_are_refused(tmp_path, capsys, content):
     with pytest.raises(ValueError, match=r"bad\.pkl"):
         read_pickle(tmp_path / "bad.pkl")
     assert not capsys.readouterr().out
+
+
+def test_tables_of_spreadsheets(tmp_path):
+    (tmp_path / "marked.csv").write_text("\ufeffsmiles, name\nCCO,a\n\nCC,b\n", encoding="utf-8")
+    assert load.read_smiles(tmp_path / "marked.csv") == ["CCO", "CC"]
+    assert load.read_smiles(tmp_path / "marked.csv", "name") == ["a", "b"]
+    (tmp_path / "ragged.csv").write_text("name,smiles\na,CCO\nb\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"ragged.csv, line 3, ends before the column 'smiles'"):
+        load.read_smiles(tmp_path / "ragged.csv")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sci.graphs import chemnet, load
+from sci.graphs.encoding import Vocabulary
 from sci.graphs.molecule_metrics import evaluate, independent
 from sci.graphs.molecules import Molecules
 
@@ -196,3 +197,43 @@ def test_the_floor_of_qm9_is_the_known_one(qm9):
         chemnet.chemnet_moments(some), chemnet.chemnet_moments(qm9.canonical("test"))
     )
     assert 0.18 < value < 0.28
+
+
+def test_smiles_of_ones_own_are_compared_as_molecules():
+    molecules = Molecules.from_smiles(["CCO", "CC", "C1CC1O"])
+    options = {"fcd": 0, "nspdk": 0, "progress": False}
+    table = molecules.evaluate(["OCC", "CC", "C(O)C", "OC1CC1"], train=["OCC", "C(C)"], **options)
+    assert table.rows["model"]["novelty"] == pytest.approx(1 / 3)
+    assert table.rows["model"]["V.U.N."] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"Row 1 \('xx'\)"):
+        molecules.evaluate(["CCO", "xx"], **options)
+
+
+def test_a_reference_too_small_for_a_figure():
+    molecules = Molecules.from_smiles(["CCO", "CC"])
+    table = molecules.evaluate(["CCO"], nspdk=0, progress=False)
+    assert table.rows["model"]["FCD"] is None and table.rows["model"]["validity"] == 1
+    with pytest.raises(ValueError, match="no valid molecules to compare with in molecules"):
+        molecules.evaluate(load.molecules(["CCO", "CC"], cache=False), progress=False)
+
+
+def test_a_training_salt_is_not_novel_by_its_largest_piece():
+    salts = ["CCO.Cl", "CC[NH3+].[Cl-]", "CCC"]
+    data = load.MoleculeData(
+        "salts",
+        salts,
+        {"train": np.arange(3), "test": np.arange(3)},
+        Vocabulary(("C", "N", "O", "Cl")),
+        4,
+        cache=False,
+    )
+    for table in (
+        data.train.evaluate(data, fcd=0, nspdk=0, progress=False),
+        Molecules.from_smiles(["CCO"]).evaluate(salts, train=salts, fcd=0, nspdk=0, progress=False),
+    ):
+        assert table.rows["model"]["novelty"] == 0 and table.rows["model"]["V.U.N."] == 0
+
+
+def test_single_atoms_have_a_baseline():
+    drawn = independent(Molecules.from_smiles(["C", "N"]), 20)
+    assert drawn.max_atoms == 1 and set(drawn.smiles) == {"C", "N"}

@@ -284,3 +284,35 @@ def test_ten_thousand_molecules_take_seconds():
         warnings.simplefilter("error")
         assert molecules.connected.all()
     assert time.process_time() - start < 2.0
+
+
+@pytest.mark.parametrize(("smiles", "symbol"), [("*CC", r"\*"), ("[Pu]", "Pu")])
+def test_atoms_that_no_vocabulary_holds_are_named(smiles, symbol):
+    with pytest.raises(ValueError, match=rf"Row 1 .*atom 0 is {symbol}; a vocabulary"):
+        Vocabulary.from_smiles(["CCO", smiles])
+
+
+@pytest.mark.parametrize("suffix", ["smi", "sdf"])
+def test_a_file_without_molecules_reads_as_none(tmp_path, suffix):
+    Molecules(np.array([[3, 3]]), np.array([[[0, 2], [2, 0]]])).write(tmp_path / f"none.{suffix}")
+    assert len(Molecules.read(tmp_path / f"none.{suffix}")) == 0
+
+
+def test_a_broken_record_is_named_also_where_no_record_is_whole(tmp_path):
+    (tmp_path / "broken.sdf").write_text("no molecule\nat all\n$$$$\n")
+    with pytest.raises(ValueError, match="Row 0"):
+        Molecules.read(tmp_path / "broken.sdf")
+
+
+@pytest.mark.parametrize("order", [-1, 4, 256, 257])
+def test_bond_orders_are_not_taken_modulo_256(order):
+    with pytest.raises(ValueError, match="expected 0 and the orders"):
+        Molecules(np.array([[0, 0]]), np.array([[[0, order], [order, 0]]]))
+
+
+def test_rdkit_molecules_that_cannot_be_sanitised_are_named_or_skipped():
+    mols = [Chem.MolFromSmiles("C(C)(C)(C)(C)C", sanitize=False), Chem.MolFromSmiles("CCO")]
+    with pytest.raises(ValueError, match="Row 0"):
+        Molecules.from_rdkit(mols)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        assert Molecules.from_rdkit(mols, on_error="skip").smiles == ["CCO"]

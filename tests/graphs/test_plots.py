@@ -92,3 +92,19 @@ def test_notebooks_show_pictures():
     for thing in (MOLECULES, Graphs.from_networkx([networkx.cycle_graph(4)])):
         assert Image.open(io.BytesIO(thing._repr_png_())).format == "PNG"
     assert MOLECULES[:0]._repr_png_() is None
+
+
+def test_too_few_labels_are_refused_and_more_are_left_over():
+    graphs = Graphs.from_networkx([networkx.path_graph(3), networkx.path_graph(4)])
+    with pytest.raises(ValueError, match="1 labels for 5 pictures"):
+        plots.molecule_grid(MOLECULES, labels=["one"])
+    with pytest.raises(ValueError, match="1 labels for 2 pictures"):
+        plots.graph_grid(graphs, labels=["one"])
+    figure = plots.graph_grid(graphs, labels=["one", "two", "three"])
+    assert [panel.get_title() for panel in figure.axes] == ["one", "two"]
+
+
+def test_a_graph_without_nodes_leaves_its_panel_empty():
+    figure = Graphs.from_networkx([networkx.path_graph(3), networkx.Graph()]).plot()
+    assert [panel.get_title() for panel in figure.axes] == ["3 nodes, 2 edges", "0 nodes, 0 edges"]
+    assert [len(panel.collections) for panel in figure.axes] == [2, 0]

@@ -105,11 +105,20 @@ def test_evaluate_a_file_and_a_model(folder: Path, tmp_path: Path) -> None:
     refused(run("evaluate", out), "--reference")
     refused(run("evaluate", out, "--reference", "rnig"), "'rnig'")
     refused(run("evaluate", out, "-n", 5, "--reference", "ring"), "is a file")
+    refused(run("evaluate", tmp_path / "b.csv", "-r", "ring"), "there is no file", "b.csv")
     run("train", "toy-ring", "-o", tmp_path / "run", "-q", "--device", "cpu")
     result = run("evaluate", tmp_path / "run" / "model", "-q", "--seed", 2, "--set", "steps=5")
     assert result.exit_code == 0
     for note in ("n: 64", "nfe: 5", "sampling seed: 2", "training seed: 3", "CPU minutes"):
         assert note in result.output
+
+
+def test_evaluate_refuses_before_it_samples(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toy.Toy.generate", lambda *_: pytest.fail("sampled in vain"))
+    refused(run("evaluate", folder, "-q"), "--reference")
+    refused(run("evaluate", folder, "-q", "-r", "ring", "-o", tmp_path / "r.pdf"), ".pdf", ".json")
 
 
 def test_demo(tmp_path: Path) -> None:

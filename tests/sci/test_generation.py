@@ -198,6 +198,34 @@ def test_two_processes_share_the_work(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a.h5.parts").exists()
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".csv"])
+def test_a_late_process_does_not_wait_for_work_that_is_done(
+    folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"a{suffix}"
+    make(folder, 30, out)
+    command = [sys.executable, "-m", "sci", "sample", str(folder), "-n", "30", "-o", str(out)]
+    late = subprocess.Popen(
+        [*command, "--chunk", "20", "--batch-size", "8", "--device", "cpu", "-q"],
+        env={**os.environ, "RANK": "1", "WORLD_SIZE": "2"},
+    )
+    try:
+        assert late.wait(60) == 0
+    finally:
+        late.kill()
+        late.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [out.name, "checkpoint"]
+
+
+def test_parts_without_a_manifest_are_not_trusted(folder: Path, tmp_path: Path) -> None:
+    """A kill while the parts are dropped can leave some of them behind."""
+    whole = make(folder, 30, tmp_path / "whole.h5", seed=1)
+    make(folder, 30, tmp_path / "a.h5", seed=0, keep_parts=True)
+    (tmp_path / "a.h5.parts" / "manifest.json").unlink()
+    anew = make(folder, 30, tmp_path / "a.h5", seed=1, overwrite=True)
+    assert np.array_equal(anew.values, whole.values)
+
+
 def test_bad_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
     for options in ({"n": 0}, {"n": -5}, {"chunk": 0}, {"batch_size": 0}):
         given = {"n": 5, **options}

@@ -170,6 +170,9 @@ def test_devices() -> None:
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(ValueError, match="no device"):
         choose_device("gpuu")
+    for other in ("xpu", "meta"):  # torch knows these, but no model runs there
+        with pytest.raises(ValueError, match="no device here"):
+            choose_device(other)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             choose_device("cuda")

@@ -134,10 +134,14 @@ def test_bad_recipe_files_are_refused(tmp_path: Path) -> None:
         ("[optimiser]", "[optimizer]", "did you mean 'optimiser'"),
         ('model = "toy"', "", "'model' is missing"),
         ("steps = 120", "steps = ", "not valid TOML"),
+        ("[recipe]", "model = 3\n[recipe]", r"model is 3; expected a table \[model\]"),
     ):
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new, 1).replace("[model]\nwidth = 16\n", ""))
         with pytest.raises(ValueError, match=message):
             Recipe.read(path)
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"r\.toml is not valid TOML"):
+        Recipe.read(path)
 
 
 def test_learning_rate_courses() -> None:

@@ -49,6 +49,7 @@ def test_log_snr_increases_and_is_inverted(schedule: Schedule) -> None:
     assert (np.diff(log_snr) > 0).all()
     assert np.allclose(log_snr, np.log(schedule.alpha(t) / schedule.sigma(t)), atol=1e-9)
     assert np.abs(schedule.time(log_snr) - t).max() < 1e-12
+    assert math.isclose(schedule.time(float(log_snr[3])), t[3], abs_tol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)

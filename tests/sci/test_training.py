@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,40 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match="holds no run"):
         fit(tmp_path / "other")
+
+
+def test_a_run_that_never_began_makes_room(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="width"):
+        fit(tmp_path / "r", "training.steps=5", "model.width=wide")
+    assert fit(tmp_path / "r", "training.steps=5", "model.width=8").model.config.width == 8
+    with pytest.raises(ValueError, match=r"model\.width: 8 there, 9 asked"):
+        fit(tmp_path / "r", "training.steps=5", "model.width=9")
+
+
+@pytest.mark.parametrize("left", ["an earlier model", "half a model", "no model"])
+def test_a_kill_between_the_last_checkpoint_and_the_model(tmp_path: Path, left: str) -> None:
+    whole = fit(tmp_path / "whole", "training.steps=20")
+    stopped = fit(tmp_path / "r", "training.steps=20", "training.max_minutes=0.00001")
+    assert stopped.step < 20
+    shutil.copytree(tmp_path / "r" / "model", tmp_path / "earlier")
+    fit(tmp_path / "r", "training.steps=20")
+    shutil.rmtree(tmp_path / "r" / "model")
+    if left != "no model":
+        shutil.copytree(tmp_path / "earlier", tmp_path / "r" / "model")
+    if left == "half a model":
+        (tmp_path / "r" / "model" / "config.json").unlink()
+    run = fit(tmp_path / "r", "training.steps=20")
+    assert run.finished and run.model.training_record["steps"] == 20
+    assert_same(run.folder, whole.folder)
+
+
+def test_stray_files_do_not_stop_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / ".config.0123456789ab.partial.json").write_text("{")  # of a kill while claiming
+    fit(folder, "training.steps=2")
+    shutil.copy(folder / "checkpoints" / "step-2.pt", folder / "checkpoints" / "step-2 (copy).pt")
+    assert fit(folder, "training.steps=2").finished
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
