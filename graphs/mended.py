@@ -230,7 +230,7 @@ class MendedGDSS(Model):
         """Path times (B,), one in each of B strata of their law, in random order."""
         order = torch.randperm(batch, generator=generator, device=generator.device)
         offset = torch.rand((), generator=generator, device=generator.device)
-        quantiles = ((order + offset) / batch).double().cpu().numpy()
+        quantiles = ((order + offset) / batch).cpu().double().numpy()
         return torch.from_numpy(self.times(quantiles)).to(self.node_law)
 
     def _logits(

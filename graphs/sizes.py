@@ -42,4 +42,4 @@ def draw_sizes(counts: Sequence[int], noise: Noise, size: int | None, largest: i
     law[0] = 0
     levels = torch.from_numpy(np.cumsum(law) / law.sum())
     uniform = noise.uniform(torch.zeros(1, dtype=torch.long), "sizes", -1)[:, 0]
-    return torch.searchsorted(levels, uniform.double().cpu())
+    return torch.searchsorted(levels, uniform.cpu().double())

@@ -359,12 +359,14 @@ def load(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     """The device of a name; ``"auto"`` takes CUDA, else Apple's MPS, else the CPU.
 
+    Of several CUDA devices a process started by torchrun takes its own for ``"auto"`` and ``"cuda"``.
+
     Raises:
         ValueError: If the name is no device, or the device is not there.
     """
+    if str(device) in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if str(device) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     wrong = f"{str(device)!r} is no device here; expected auto, cpu, cuda, cuda:1 or mps"
     try:

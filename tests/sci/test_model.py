@@ -181,3 +181,9 @@ def test_devices() -> None:
 def test_a_model_takes_its_own_config() -> None:
     with pytest.raises(TypeError, match="takes a Config"):
         Toy({"width": 3})  # type: ignore[arg-type]
+
+
+def test_each_process_of_torchrun_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert {str(choose_device(name)) for name in ("auto", "cuda")} == {"cuda:3"}
