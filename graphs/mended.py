@@ -104,8 +104,8 @@ class MendedGDSSRequest:
         stochasticity: Noise of the default sampler, tau >= 0: 0 follows the probability-flow
             ODE, 1 the reverse SDE; None takes 0 below 40 steps and 1 from there on.
         size: Number of nodes of every graph; None draws it from the training law.
-        precision: ``"bfloat16"`` runs the network in it where it pays; results then vary in the
-            third digit.
+        precision: ``"bfloat16"`` runs the network under autocast, meant for GPUs: on a CPU it is no
+            faster. The class probabilities are then rounded to two or three digits.
     """
 
     steps: int = 20
