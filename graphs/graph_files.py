@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from sci.files import FileDamaged, read_hdf5, write_hdf5
+from sci.files import read_data, write_hdf5
 from sci.graphs.dense import Graphs
 
 FORMAT_VERSION = 1
@@ -41,16 +41,7 @@ def read(path: str | os.PathLike[str]) -> Graphs:
         FileDamaged: It is damaged, of another version, or holds something else.
     """
     _check_suffix(path)
-    arrays, notes = read_hdf5(path)
-    if notes.get("data_class") != _CLASS:
-        raise FileDamaged(
-            f"{path} holds {notes.get('data_class', 'something')}, not graphs ({_CLASS})."
-        )
-    if notes.get("format_version") != FORMAT_VERSION:
-        raise FileDamaged(
-            f"{path} has format version {notes.get('format_version')}, this version of sciflows reads "
-            f"{FORMAT_VERSION}; update sciflows."
-        )
+    arrays, notes = read_data(path, _CLASS, FORMAT_VERSION)
     return Graphs.from_edges(
         arrays["num_nodes"], arrays["edges"], arrays["edge_ptr"], notes["attrs"]
     )

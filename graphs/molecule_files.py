@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sci.files import FileDamaged, atomic, read_hdf5, write_hdf5
+from sci.files import atomic, read_data, write_hdf5
 from sci.graphs.encoding import Vocabulary
 from sci.graphs.molecules import Molecules
 
@@ -133,16 +133,7 @@ def _write_hdf5(molecules: Molecules, path: str | os.PathLike[str]) -> None:
 
 
 def _read_hdf5(path: str | os.PathLike[str]) -> Molecules:
-    arrays, notes = read_hdf5(path)
-    if notes.get("data_class") != _CLASS:
-        raise FileDamaged(
-            f"{path} holds {notes.get('data_class', 'something')}, not molecules ({_CLASS})."
-        )
-    if notes.get("format_version") != FORMAT_VERSION:
-        raise FileDamaged(
-            f"{path} has format version {notes.get('format_version')}, this version of sciflows reads "
-            f"{FORMAT_VERSION}; update sciflows."
-        )
+    arrays, notes = read_data(path, _CLASS, FORMAT_VERSION)
     atoms, lower = arrays["atoms"], arrays["bonds"]
     i, j = np.tril_indices(atoms.shape[1], -1)
     bonds = np.zeros((*atoms.shape, atoms.shape[1]), dtype=np.int8)

@@ -187,9 +187,40 @@ def read_hdf5(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
         raise FileDamaged(
             f"{path} carries no sha256 attribute, so it is not a file of this library"
         )
-    notes = _notes(stored)
+    try:
+        notes = _notes(stored)
+    except ValueError as error:
+        raise FileDamaged(f"{path} holds an attribute that cannot be read ({error})") from error
     if given != _content_digest(arrays, notes):
         raise FileDamaged(f"{path} does not match its checksum: it was altered or damaged")
+    return arrays, notes
+
+
+def read_data(
+    path: str | os.PathLike[str], data_class: str, version: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a file of :func:`write_hdf5` that holds a data object.
+
+    Arguments:
+        path: The file.
+        data_class: What its attribute ``data_class`` must say, ``"module:Class"``.
+        version: What its attribute ``format_version`` must say.
+
+    Returns:
+        As :func:`read_hdf5`.
+
+    Raises:
+        FileNotFoundError, FileDamaged: As :func:`read_hdf5`.
+        FileDamaged: If it holds something else, or is of another version.
+    """
+    arrays, notes = read_hdf5(path)
+    if notes.get("data_class") != data_class:
+        raise FileDamaged(f"{path} holds {notes.get('data_class', 'something')}, not {data_class}")
+    if notes.get("format_version") != version:
+        raise FileDamaged(
+            f"{path} has format version {notes.get('format_version')}, this version of sciflows reads "
+            f"{version}; update sciflows"
+        )
     return arrays, notes
 
 
@@ -204,7 +235,7 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with h5py.File(path, "r") as file:
             return _notes({key: _native(value) for key, value in file.attrs.items()})
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileDamaged(f"{path} is not a whole HDF5 file ({error})") from error
 
 

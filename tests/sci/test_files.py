@@ -145,3 +145,25 @@ def test_exclusive_lock_of_another_process(tmp_path: Path) -> None:
         holder.stdout.close()
     with files.exclusive(lock, "it"):
         pass
+
+
+def test_data_files_are_of_their_class_and_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    files.write_hdf5(path, {"x": np.arange(3)}, {"data_class": "m:A", "format_version": 1})
+    assert files.read_data(path, "m:A", 1)[0]["x"].tolist() == [0, 1, 2]
+    with pytest.raises(files.FileDamaged, match="holds m:A, not m:B"):
+        files.read_data(path, "m:B", 1)
+    with pytest.raises(files.FileDamaged, match="format version 1, .* reads 2"):
+        files.read_data(path, "m:A", 2)
+
+
+def test_an_attribute_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "a.h5"
+    files.write_hdf5(path, {"x": np.arange(3)}, {"settings": {"a": 1}})
+    with h5py.File(path, "a") as file:
+        file.attrs["settings"] = "{broken"
+    for read in (files.read_hdf5, files.read_attributes):
+        with pytest.raises(files.FileDamaged, match="a.h5"):
+            read(path)
