@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +134,8 @@ class ScoreNetworkX(ScoreNetwork):
         return self.final(torch.cat(seen, dim=-1)) * mask.unsqueeze(-1)
 
 
-class ScoreNetworkXGMH(ScoreNetwork):
-    """The node network of GDSS on attention layers (`ScoreNetworkX_GMH` of the published checkpoints).
+class AttentionNetwork(ScoreNetwork):
+    """What the two networks on attention layers share.
 
     Arguments:
         features: Node features F.
@@ -148,6 +148,7 @@ class ScoreNetworkXGMH(ScoreNetwork):
     """
 
     pairwise = True
+    last: str  # what of the last layer is used: "nodes" or "edges"
 
     def __init__(
         self,
@@ -160,19 +161,31 @@ class ScoreNetworkXGMH(ScoreNetwork):
         heads: int = 4,
     ) -> None:
         super().__init__()
-        self.powers = channels[0]
+        self.channels = channels
         self.layers = attention_layers(
-            features, depth, hidden, attention, linears, channels, heads, last="nodes"
-        )
-        total = features + depth * hidden
-        self.final = Perceptron(3, total, 2 * total, features)
-        self.widest = max(
-            layer.pairs.layers()[0].out_features for layer in attention_of(self.layers)
+            features, depth, hidden, attention, linears, channels, heads, last=self.last
         )
 
     def packed(self) -> list[dict[str, Tensor]]:
         """Stacked weights of every layer."""
         return [layer.packed() for layer in attention_of(self.layers)]
+
+
+class ScoreNetworkXGMH(AttentionNetwork):
+    """The node network of GDSS on attention layers (`ScoreNetworkX_GMH` of the published checkpoints).
+
+    Its outputs of all layers go into an MLP of three layers. Arguments as for :class:`AttentionNetwork`.
+    """
+
+    last = "nodes"
+
+    def __init__(self, features: int, depth: int, hidden: int, *sizes: Any) -> None:
+        super().__init__(features, depth, hidden, *sizes)
+        total = features + depth * hidden
+        self.final = Perceptron(3, total, 2 * total, features)
+        self.widest = max(
+            layer.pairs.layers()[0].out_features for layer in attention_of(self.layers)
+        )
 
     def block(
         self, nodes: Tensor, edges: Tensor, mask: Tensor, *, packed: list[dict[str, Tensor]]
@@ -180,7 +193,7 @@ class ScoreNetworkXGMH(ScoreNetwork):
         """The network on one block of items, with a floating-point mask."""
         layout = layout_of(mask)
         seen = [nodes]
-        inside, pairs = layout.enter(nodes, powers(edges, self.powers))
+        inside, pairs = layout.enter(nodes, powers(edges, self.channels[0]))
         for layer, weights in zip(self.layers, packed, strict=True):
             inside, pairs = layer(layout, inside, pairs, weights)
             inside = inside.tanh()
@@ -188,50 +201,27 @@ class ScoreNetworkXGMH(ScoreNetwork):
         return self.final(torch.cat(seen, dim=-1)) * mask.unsqueeze(-1)
 
 
-class ScoreNetworkA(ScoreNetwork):
+class ScoreNetworkA(AttentionNetwork):
     """The adjacency network of GDSS: attention layers, all their edge channels into an MLP of three layers.
 
-    Arguments:
-        features: Node features F.
-        layers: Number of attention layers.
-        hidden: Node width between the layers.
-        attention: Width of queries and keys after the first layer (in the first it is `hidden`).
-        linears: Linear layers of the pair MLPs.
-        channels: Edge channels (initial, hidden, final); the initial ones are powers of the adjacency.
-        heads: Attention heads.
+    Arguments as for :class:`AttentionNetwork`.
     """
 
-    pairwise = True
+    last = "edges"
 
-    def __init__(
-        self,
-        features: int,
-        layers: int,
-        hidden: int,
-        attention: int,
-        linears: int,
-        channels: tuple[int, int, int] = (2, 8, 4),
-        heads: int = 4,
-    ) -> None:
-        super().__init__()
-        self.powers = channels[0]
-        self.layers = attention_layers(
-            features, layers, hidden, attention, linears, channels, heads, last="edges"
-        )
-        total = channels[0] + channels[1] * (layers - 1) + channels[2]
+    def __init__(self, features: int, depth: int, hidden: int, *sizes: Any) -> None:
+        super().__init__(features, depth, hidden, *sizes)
+        first, middle, final = self.channels
+        total = first + middle * (depth - 1) + final
         self.final = Perceptron(3, total, 2 * total, 1)
         self.widest = 2 * total
-
-    def packed(self) -> list[dict[str, Tensor]]:
-        """Stacked weights of every layer."""
-        return [layer.packed() for layer in attention_of(self.layers)]
 
     def block(
         self, nodes: Tensor, edges: Tensor, mask: Tensor, *, packed: list[dict[str, Tensor]]
     ) -> Tensor:
         """The network on one block of items, with a floating-point mask."""
         layout = layout_of(mask)
-        nodes, pairs = layout.enter(nodes, powers(edges, self.powers))
+        nodes, pairs = layout.enter(nodes, powers(edges, self.channels[0]))
         seen = [pairs]
         for layer, weights in zip(self.layers, packed, strict=True):
             nodes, pairs = layer(layout, nodes, pairs, weights)
