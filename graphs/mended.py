@@ -9,7 +9,7 @@ The idea stays, and four things in it change:
   all the same.
 * Classes, those of bonds too, are one-hot :math:`e_k` less their frequencies :math:`m`. The network
   returns class probabilities, so the expected data are :math:`\hat{x} = \operatorname{softmax}(\cdot) - m`,
-  and the loss is the cross-entropy of the clean classes, a bound on nothing less than what is sampled.
+  and the loss is the cross-entropy of the clean classes.
 * The network sees the path time, the size of the graph, and the exact posterior of every entry taken
   alone.
 * Sizes are drawn from the training law first; no step depends on the other graphs of a batch.

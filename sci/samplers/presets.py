@@ -43,14 +43,12 @@ class Preset:
         settings: fields of `Multistep`.
         reference: title (authors, year).
         corrected: whether a corrector of the same order belongs to it.
-        convergence: the highest order of convergence on unequal steps.
     """
 
     orders: tuple[int, ...]
     settings: dict[str, Any]
     reference: str
     corrected: bool = False
-    convergence: int = 3
 
     def __call__(self, order: int | None = None, **changes: Any) -> Multistep:
         """The sampler.
@@ -108,7 +106,6 @@ TABLE: dict[str, Preset] = {
         (4, 1, 2, 3),
         {"kind": "noise", "rule": "fixed"},
         "Pseudo numerical methods for diffusion models on manifolds (Liu et al., 2022)",
-        convergence=2,
     ),
     "euler": Preset((1,), {"kind": "velocity", "variable": "t", "grid": "uniform_time"}, _FLOW),
     "ab": Preset(
