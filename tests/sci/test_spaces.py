@@ -92,3 +92,10 @@ def test_exp_and_log_are_inverse() -> None:
     x, y = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.allclose(Euclidean().exp(x, Euclidean().log(x, y)), y)
     assert Euclidean() == Euclidean() and Euclidean() != Centred()
+
+
+def test_counts_avoid_float64_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sci.spaces.linear.widest", lambda device: torch.float32)
+    for space in SPACES:
+        for mask in (None, MASK):
+            assert space.dimension(like(space), mask).dtype == torch.float32

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["Centred", "Euclidean", "Space", "Symmetric"]
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 where there is none: Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Space:
     """Base of the linear spaces: here `exp(x, v) = x + v` and tangent vectors are elements."""
 
@@ -65,7 +70,7 @@ class Space:
         return _masked(values.to(like).view(like.shape), mask)
 
     def dimension(self, like: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The degrees of freedom of each item, (B,) float64.
+        """The degrees of freedom of each item, (B,), in the widest type of the device.
 
         Arguments:
             like: (B, ...) a leaf of this space.
@@ -134,7 +139,7 @@ class Centred(Space):
         return self.project(values.to(like).view(like.shape), mask)
 
     def dimension(self, like: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(n - 1) F for n present nodes, (B,) float64; 0 when there are none."""
+        """(n - 1) F for n present nodes, (B,); 0 when there are none."""
         return (_count(like, mask) - 1).clamp(min=0) * math.prod(like.shape[2:])
 
 
@@ -175,7 +180,7 @@ class Symmetric(Space):
         return torch.where(_shaped(mask[:, :, None] & mask[:, None, :], out), out, 0.0)
 
     def dimension(self, like: Tensor, mask: Tensor | None = None) -> Tensor:
-        """n (n - 1) / 2 pairs of present nodes times the channels, (B,) float64."""
+        """n (n - 1) / 2 pairs of present nodes times the channels, (B,)."""
         count = _count(like, mask)
         return 0.5 * count * (count - 1) * math.prod(like.shape[3:])
 
@@ -190,11 +195,12 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _count(like: Tensor, mask: Tensor | None) -> Tensor:
-    """Present positions of the first axis after the batch, (B,) float64; 1 without an axis."""
+    """Present positions of the first axis after the batch, (B,); 1 without an axis."""
     if mask is not None:
-        return mask.to(torch.float64).sum(1)
+        return mask.to(widest(mask.device)).sum(1)
     size = like.shape[1] if like.dim() > 1 else 1
-    return torch.full((like.shape[0],), float(size), dtype=torch.float64, device=like.device)
+    wide = widest(like.device)
+    return torch.full((like.shape[0],), float(size), dtype=wide, device=like.device)
 
 
 @functools.lru_cache(maxsize=64)
