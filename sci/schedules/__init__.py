@@ -14,7 +14,8 @@ is the standard deviation of the noise that sampling starts from. Any other pair
 """
 
 from sci.schedules.base import Schedule
-from sci.schedules.closed import EDM, VE, VP, CondOT, Cosine, Rectified, SubVP
+from sci.schedules.closed import EDM, VE, VP, CondOT, Cosine, Exponential, Rectified, SubVP
+from sci.schedules.reverting import OrnsteinUhlenbeck
 from sci.schedules.tables import Custom, Levels, Tabulated
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "CondOT",
     "Cosine",
     "Custom",
+    "Exponential",
     "Levels",
+    "OrnsteinUhlenbeck",
     "Rectified",
     "Schedule",
     "SubVP",

@@ -181,27 +181,52 @@ class Tabulated(Schedule):
 
     @classmethod
     def kinetic_optimal(
-        cls, angles: Sequence[float] | np.ndarray, energy: Sequence[float] | np.ndarray
+        cls,
+        angles: Sequence[float] | np.ndarray,
+        energy: Sequence[float] | np.ndarray,
+        scale: float = 1.0,
     ) -> Tabulated:
-        """The path of least kinetic energy, for data of unit mean square.
+        """The path of least kinetic energy E |dx/dt|^2 of the flow.
 
-        In polar form the energy is the integral of r'^2 + r^2 phi'^2 with
-        d phi = sqrt(1 - (1 - energy) / cos^2 theta) d theta, so that the best path is the straight
-        chord in the warped plane (r, phi). With energy = 1 it is `CondOT`.
+        In polar form, scale alpha = r sin theta and sigma = r cos theta, the energy per dimension
+        is the integral of r'^2 + r^2 phi'^2 with
+
+            d phi = sqrt(1 - (1 - energy) / cos^2 theta) d theta,
+
+        so the best path is the straight chord in the warped plane (r, phi), from r = 1 at phi = 0
+        to r = scale at the whole angle Phi. Its energy is 1 + scale^2 - 2 scale cos Phi. With
+        energy = 1 it is `CondOT`. `sci.kinetic` measures the table.
 
         Arguments:
-            angles: (n,) theta = atan(alpha / sigma), increasing from 0 to pi / 2.
+            angles: (n,) theta = atan(scale alpha / sigma), increasing from 0 to pi / 2.
             energy: (n,) E |data prediction|^2 over E |data|^2 at that angle, in [0, 1].
+            scale: the root of the mean square of an element of the data, > 0.
 
         Returns:
             The schedule, on a table of n times.
 
         Raises:
-            ValueError: when the angles do not run from 0 to pi / 2.
+            ValueError: when the angles do not increase from 0 to pi / 2, or the scale is not
+                positive.
+
+        References:
+            | On kinetic optimal probability paths for generative models (Shaul et al., 2023)
         """
         theta, share = np.asarray(angles, np.float64), np.asarray(energy, np.float64)
-        if theta.shape != share.shape or theta[0] != 0 or not np.isclose(theta[-1], np.pi / 2):
-            raise ValueError("kinetic_optimal: angles must run from 0 to pi / 2, one energy each")
+        if (
+            theta.ndim != 1
+            or theta.shape != share.shape
+            or len(theta) < 3
+            or theta[0] != 0
+            or not np.isclose(theta[-1], np.pi / 2)
+            or not (np.diff(theta) > 0).all()
+        ):
+            raise ValueError(
+                "kinetic_optimal: expected three or more angles that increase from 0 to pi / 2, "
+                f"one energy each; got shapes {theta.shape} and {share.shape}"
+            )
+        if not scale > 0:
+            raise ValueError(f"kinetic_optimal: scale must be positive, got {scale}")
         with np.errstate(divide="ignore", invalid="ignore"):
             speed = 1.0 - np.where(share >= 1.0, 0.0, (1.0 - share) / np.cos(theta) ** 2)
         speed = np.sqrt(np.clip(speed, 1e-12, 1.0))
@@ -209,13 +234,16 @@ class Tabulated(Schedule):
         speed[-1] = speed[-2]
         steps = 0.5 * (speed[1:] + speed[:-1]) * np.diff(theta)
         warped = np.concatenate([[0.0], np.cumsum(steps)])
-        half = 0.5 * warped[-1]
-        times = 0.5 * (1.0 + np.tan(warped - half) / np.tan(half))
+        across = np.sin(warped) + scale * np.sin(warped[-1] - warped)
+        times = np.sin(warped) / across
         times[0], times[-1] = 0.0, 1.0
+        radius = scale * np.sin(warped[-1]) / across
+        # Back from units in which the data have mean square 1.
+        alpha, sigma = radius * np.sin(theta) / scale, radius * np.cos(theta)
         with np.errstate(divide="ignore"):
-            log_snr = np.log(np.sin(theta)) - np.log(np.cos(theta))
+            log_snr = np.log(alpha) - np.log(sigma)
         log_snr[-1] = np.inf
-        return cls(times, log_snr, np.cos(half) / np.cos(warped - half))
+        return cls(times, log_snr, np.hypot(alpha, sigma), span=(0.0, 1.0))
 
     def _curve(self, which: int, t: Any, xp: Any) -> Any:
         if xp is np:

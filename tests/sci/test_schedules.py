@@ -15,7 +15,9 @@ from sci.schedules import (
     CondOT,
     Cosine,
     Custom,
+    Exponential,
     Levels,
+    OrnsteinUhlenbeck,
     Rectified,
     Schedule,
     SubVP,
@@ -31,6 +33,9 @@ ALL: list[Schedule] = [
     VE(0.01, 50.0),
     EDM(),
     CondOT(),
+    Exponential(10.0),
+    OrnsteinUhlenbeck(6.0, 0.2),
+    OrnsteinUhlenbeck(lambda t: 4 + torch.cos(3 * t) + 2 * t**2),
     Levels(np.geomspace(10.0, 0.1, 6), np.linspace(0.2, 1.0, 6)),
     Custom(lambda t: t**2, lambda t: (1 - t) ** 2),
     Tabulated([0.0, 0.3, 0.6, 1.0], [-6.0, -1.0, 2.0, 5.0], [1.0, 1.2, 1.1, 1.0]),
@@ -145,9 +150,66 @@ def test_kinetic_optimal_path_beats_the_named_ones() -> None:
     assert best < energy(Cosine()) - 1e-3 and best < energy(CondOT()) - 1e-3
 
 
+def test_kinetic_optimal_path_in_the_units_of_the_data() -> None:
+    # The same data three times as large: alpha is a third at the same angle.
+    angles = np.linspace(0, np.pi / 2, 513)
+    share = 1 - np.cos(angles) ** 2 * (0.9 - 0.5 * np.sin(angles))
+    t = np.linspace(0, 1, 41)[1:-1]
+
+    def cost(schedule: Schedule, scale: float) -> float:
+        alpha, sigma = scale * schedule.alpha(t), schedule.sigma(t)
+        slope, fall = scale * schedule.alpha_dot(t), schedule.sigma_dot(t)
+        lost = 1 - np.interp(np.arctan2(alpha, sigma), angles, share)
+        return float(np.mean(slope**2 + fall**2 - lost * (slope - alpha * fall / sigma) ** 2))
+
+    large = Tabulated.kinetic_optimal(angles, share, scale=3.0)
+    assert math.isclose(large.alpha(1.0), 1.0) and math.isclose(large.sigma(0.0), 1.0)
+    speed = np.sqrt(1 - (1 - share[:-1]) / np.cos(angles[:-1]) ** 2)
+    whole = float(np.trapezoid(speed, angles[:-1]))
+    for scale in (1.0, 3.0):
+        best = cost(Tabulated.kinetic_optimal(angles, share, scale), scale)
+        assert abs(best / (1 + scale**2 - 2 * scale * math.cos(whole)) - 1) < 0.02
+        for other in (CondOT(), Cosine(), Tabulated.kinetic_optimal(angles, share, scale * 2)):
+            assert best < cost(other, scale)
+    straight = Tabulated.kinetic_optimal(angles, np.ones(513), scale=3.0)
+    assert np.abs(straight.alpha(t) - t).max() < 1e-5
+    for bad in ({"scale": 0.0}, {"energy": share[:-1]}, {"angles": angles[::-1]}):
+        with pytest.raises(ValueError, match="kinetic_optimal"):
+            Tabulated.kinetic_optimal(**{"angles": angles, "energy": share, **bad})
+
+
+def test_ornstein_uhlenbeck_against_its_equations() -> None:
+    schedule, t = OrnsteinUhlenbeck(lambda t: 3 + 2 * t, 0.4), np.linspace(0, 0.99, 12)
+    decay = 3 * (1 - t) + 1 - t**2
+    assert np.allclose(schedule.alpha(t), np.exp(-decay), rtol=1e-13)
+    assert np.allclose(schedule.sigma(t), 0.4 * np.sqrt(1 - np.exp(-2 * decay)), rtol=1e-13)
+    given = OrnsteinUhlenbeck(std=0.4, log_alpha=lambda t: -3 * (1 - t) - 1 + t**2)
+    for name in ("alpha", "sigma", "alpha_dot", "sigma_dot"):
+        assert np.allclose(getattr(given, name)(t), getattr(schedule, name)(t), rtol=1e-12)
+    assert given.source_std == 0.4
+    for options in ({}, {"theta": 1.0, "log_alpha": torch.log}):
+        with pytest.raises(ValueError, match="either theta or log_alpha"):
+            OrnsteinUhlenbeck(**options)
+    for theta, std in ((-1.0, 1.0), (1.0, 0.0), (lambda t: t - 0.5, 1.0)):
+        with pytest.raises(ValueError, match="positive"):
+            OrnsteinUhlenbeck(theta, std)
+    with pytest.raises(ValueError, match="increase to 0"):
+        OrnsteinUhlenbeck(log_alpha=lambda t: t)
+
+
+def test_exponential_leaves_its_share() -> None:
+    schedule = Exponential(10.0)
+    assert math.isclose(schedule.sigma(1.0), math.exp(-10))
+    # The velocity is c (data - x): alpha' = c sigma and sigma' = - c sigma.
+    t = np.linspace(0, 1, 9)
+    assert np.allclose(schedule.alpha_dot(t), 10 * (1 - schedule.alpha(t)))
+    with pytest.raises(ValueError, match="positive"):
+        Exponential(0.0)
+
+
 def test_gradients_flow_in_t() -> None:
     t = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    for schedule in ALL[:9]:
+    for schedule in ALL[:12]:
         (slope,) = torch.autograd.grad(schedule.alpha(t).sum() + 0 * t.sum(), t)
         assert torch.allclose(slope, schedule.alpha_dot(t), rtol=1e-10)
 
