@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sci.noise import Noise
-from sci.paths import KINDS, GaussianPath, Interpolant
+from sci.paths import KINDS, GaussianPath
 from sci.schedules import EDM, VE, VP, CondOT, Cosine
 from sci.spaces import Symmetric
 
@@ -107,31 +107,35 @@ def test_source_is_scaled_noise_of_the_space() -> None:
     assert halved.source_std == 0.5
 
 
-def test_interpolant_between_two_ends() -> None:
-    path = Interpolant()
-    data, source = torch.randn(4, 2), torch.randn(4, 2)
-    assert torch.equal(path.corrupt(data, source, 0.0), source)
-    assert torch.equal(path.corrupt(data, source, 1.0), data)
-    assert torch.allclose(path.target("velocity", data, source, 0.3), data - source)
-    x = path.corrupt(data, source, 0.25)
-    assert torch.allclose(path.convert(data - source, "velocity", "data", x, 0.25), data, atol=1e-6)
-    with pytest.raises(ValueError, match="score"):
-        path.convert(x, "velocity", "score", x, 0.25)
+def test_spans_are_the_schedules_unless_told() -> None:
+    assert GaussianPath(VP()).span == VP().span
+    assert GaussianPath(VP(), span=(0.2, 0.8)).span == (0.2, 0.8)
+    for span in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.8, 0.2)):
+        with pytest.raises(ValueError, match="span"):
+            GaussianPath(VP(), span=span)
 
 
-def test_interpolant_with_noise() -> None:
-    path = Interpolant(noise=0.5)
-    data, source = torch.randn(4, 2).double(), torch.randn(4, 2).double()
-    z, t = torch.randn(4, 2).double(), torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
-    ahead = path.corrupt(data, source, t + 1e-6, z)
-    behind = path.corrupt(data, source, t - 1e-6, z)
-    velocity = path.target("velocity", data, source, t, z)
-    assert torch.allclose(velocity, (ahead - behind) / 2e-6, atol=1e-6)
-    gamma = 0.5 * torch.sqrt(2 * t * (1 - t))[:, None]
-    assert torch.allclose(path.target("score", data, source, t, z), -z / gamma)
-    with pytest.raises(ValueError, match="converts no kind"):
-        path.convert(velocity, "velocity", "score", z, 0.5)
-    with pytest.raises(ValueError, match="give `latent`"):
-        path.corrupt(data, source, t)
-    with pytest.raises(ValueError, match="no `latent`"):
-        Interpolant().corrupt(data, source, t, z)
+def test_a_path_moves_to_another_schedule_with_its_space() -> None:
+    path = GaussianPath(VE(0.1, 3.0), Symmetric(), source_std=2.0)
+    path.coefficients("data", "noise", 0.5)
+    other = path.rescheduled(CondOT(), (0.1, 0.9))
+    assert other.space == Symmetric() and other.span == (0.1, 0.9) and other.source_std == 1.0
+    assert other.coefficients("data", "noise", 0.5) == (-1.0, 2.0)
+    assert path.source_std == 2.0 and path.span == (0.0, 1.0)
+    assert path.rescheduled(VE(0.1, 7.0)).source_std == 7.0
+
+
+def test_training_hooks_are_those_of_the_space() -> None:
+    path, mask = GaussianPath(CondOT(), Symmetric()), torch.tensor([[True, True, True, False]])
+    like = torch.zeros(1, 4, 4, dtype=torch.float64)
+    generator = torch.Generator()
+    noise = path.random(like, mask, generator.manual_seed(0))
+    assert torch.equal(noise, Symmetric().random(like, mask, generator.manual_seed(0)))
+    assert path.latent(like, mask, generator) is None
+    full = torch.randn(1, 4, 4, dtype=torch.float64)
+    assert torch.equal(path.project(full, mask), Symmetric().project(full, mask))
+    # Three pairs are present, each counted once.
+    gap = path.error(full, 0 * full, "data", mask)
+    pairs = 0.5 * (full + full.transpose(1, 2))[0, [0, 0, 1], [1, 2, 2]]
+    assert torch.allclose(gap, (pairs**2).mean())
+    assert path.deviation(0.25) == 0.75

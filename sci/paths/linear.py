@@ -18,6 +18,7 @@ with the state's names, under one clock t.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from typing import Any
@@ -27,10 +28,10 @@ import torch
 from torch import Tensor
 
 from sci.noise import Noise
-from sci.schedules import CondOT, Schedule
+from sci.schedules import Schedule
 from sci.spaces import Euclidean, Space
 
-__all__ = ["KINDS", "GaussianPath", "Interpolant", "Path"]
+__all__ = ["KINDS", "GaussianPath", "Path"]
 
 KINDS = ("data", "noise", "score", "velocity", "angular", "difference")
 # Conversions at float times are remembered: a sampler visits the same times in every batch.
@@ -57,16 +58,21 @@ class Path:
         schedule: alpha and sigma.
         space: where the leaf lives; Euclidean unless told.
         source_std: the standard deviation that sampling starts from; the schedule's when None.
+        span: the times between which sampling runs unless told; the schedule's when None.
 
     Raises:
         TypeError: when the schedule or the space is of another type.
-        ValueError: when source_std is not positive.
+        ValueError: when source_std is not positive, or the span is no interval in [0, 1].
     """
 
     heads: frozenset[str] = frozenset(KINDS)
 
     def __init__(
-        self, schedule: Schedule, space: Space | None = None, source_std: float | None = None
+        self,
+        schedule: Schedule,
+        space: Space | None = None,
+        source_std: float | None = None,
+        span: tuple[float, float] | None = None,
     ):
         if not isinstance(schedule, Schedule):
             raise TypeError(
@@ -77,15 +83,40 @@ class Path:
             raise TypeError(f"space is a {type(space).__name__}: expected one of sci.spaces")
         if source_std is not None and not source_std > 0:
             raise ValueError(f"source_std must be positive, got {source_std}")
+        if span is not None and not 0 <= span[0] < span[1] <= 1:
+            raise ValueError(f"span must be an interval in [0, 1], got {span}")
         self.schedule = schedule
         self.space = Euclidean() if space is None else space
         self.source_std = float(schedule.source_std if source_std is None else source_std)
+        self._span = span
         self._remembered: dict[tuple[str, str, float], tuple[float, float]] = {}
 
     @property
     def span(self) -> tuple[float, float]:
-        """The times between which sampling runs unless told."""
-        return self.schedule.span
+        """The times between which training and sampling run unless told."""
+        return self.schedule.span if self._span is None else self._span
+
+    def rescheduled(
+        self,
+        schedule: Schedule,
+        span: tuple[float, float] | None = None,
+        source_std: float | None = None,
+    ) -> Any:
+        """This path on another schedule, with the same space and everything else.
+
+        Arguments:
+            schedule: alpha and sigma.
+            span: as for the path; the schedule's when None.
+            source_std: as for the path; the schedule's when None.
+        """
+        other = copy.copy(self)
+        other.schedule, other._span, other._remembered = schedule, span, {}
+        other.source_std = float(schedule.source_std if source_std is None else source_std)
+        return other
+
+    def deviation(self, t: Any) -> Any:
+        """The standard deviation of the noise in the state at t: sigma(t), shaped like t."""
+        return self.schedule.sigma(t)
 
     def corrupt(self, data: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """The state at time t: alpha data + sigma noise.
@@ -188,6 +219,29 @@ class Path:
         radius = (alpha**2 + sigma**2) ** 0.5
         return -sigma / radius, alpha / radius
 
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A state or a prediction, moved to the nearest one of the space and zero where masked."""
+        return self.space.project(x, mask)
+
+    def random(
+        self, like: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The noise end in training: standard noise of the space.
+
+        Arguments:
+            like: (B, ...) gives the shape, dtype and device.
+            mask: (B, N) bool or None.
+            generator: torch's own when None.
+        """
+        return self.space.random(like, mask, generator)
+
+    def latent(
+        self, like: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Noise between the ends, which `corrupt` and `target` then take as `latent`; None where
+        the path has none. Arguments as for `random`."""
+        return None
+
     def source(
         self, noise: Noise, leaf: int | str, like: Tensor, mask: Tensor | None = None
     ) -> Tensor:
@@ -202,6 +256,21 @@ class Path:
         start = noise.draw(self.space, leaf, -1, like, mask)
         return start if self.source_std == 1.0 else start * self.source_std
 
+    def error(
+        self, prediction: Tensor, target: Tensor, kind: str, mask: Tensor | None = None
+    ) -> Tensor:
+        """The loss of each item, (B,): |prediction - target|^2 over the degrees of freedom.
+
+        Arguments:
+            prediction: (B, ...) of kind `kind`.
+            target: from `target`.
+            kind: what both are.
+            mask: (B, N) bool or None.
+        """
+        gap = prediction - target
+        size = self.space.dimension(gap, mask).clamp(min=1).to(gap.dtype)
+        return self.space.inner(gap, gap, mask) / size
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r}, {self.space!r})"
 
@@ -213,10 +282,11 @@ class GaussianPath(Path):
         schedule: alpha and sigma, see `sci.schedules`.
         space: where the leaf lives; Euclidean unless told.
         source_std: the standard deviation that sampling starts from; the schedule's when None.
+        span: the times between which sampling runs unless told; the schedule's when None.
 
     Raises:
         TypeError: when the schedule or the space is of another type.
-        ValueError: when source_std is not positive.
+        ValueError: when source_std is not positive, or the span is no interval in [0, 1].
 
     Example:
         >>> import torch
@@ -233,92 +303,3 @@ class GaussianPath(Path):
         | Understanding diffusion objectives as the ELBO with simple data augmentation
         | (Kingma, Gao, 2023)
     """
-
-
-class Interpolant(Path):
-    """Between two populations: x_t = alpha(t) data + sigma(t) source + gamma(t) z.
-
-    With `noise=0` the source takes the place of the noise in every formula; there is no score. With
-    `noise` > 0, gamma = noise sqrt(2 t (1 - t)), the marginals are smooth; the velocity and the
-    score are then two different networks and no kind gives another one.
-
-    Arguments:
-        schedule: alpha for data and sigma for the source; `CondOT` unless told.
-        space: where the leaf lives; Euclidean unless told.
-        noise: the strength of the latent noise, >= 0.
-
-    Raises:
-        ValueError: when noise is negative.
-
-    References:
-        | Building normalizing flows with stochastic interpolants (Albergo, Vanden-Eijnden, 2023)
-        | Stochastic interpolants: a unifying framework for flows and diffusions
-        | (Albergo et al., 2023)
-    """
-
-    def __init__(
-        self, schedule: Schedule | None = None, space: Space | None = None, noise: float = 0.0
-    ):
-        if not noise >= 0:
-            raise ValueError(f"Interpolant: noise must not be negative, got {noise}")
-        super().__init__(CondOT() if schedule is None else schedule, space, 1.0)
-        self.noise = float(noise)
-        self.heads = frozenset(
-            {"velocity", "score"} if noise else {"data", "noise", "velocity", "difference"}
-        )
-
-    def corrupt(
-        self, data: Tensor, noise: Tensor, t: Tensor | float, latent: Tensor | None = None
-    ) -> Tensor:
-        """The state at time t.
-
-        Arguments:
-            data: (B, ...), the end at t = 1.
-            noise: (B, ...), the source, the end at t = 0.
-            t: (B,) or a float, in [0, 1].
-            latent: (B, ...) standard noise z; needed when the interpolant has noise.
-
-        Raises:
-            ValueError: when the latent noise is missing, or given where there is none.
-        """
-        x = super().corrupt(data, noise, t)
-        self._check_latent(latent)
-        return x if latent is None else x + self._gamma(t, latent)[0] * latent
-
-    def target(
-        self,
-        kind: str,
-        data: Tensor,
-        noise: Tensor,
-        t: Tensor | float,
-        latent: Tensor | None = None,
-    ) -> Tensor:
-        """What a network should predict; arguments as for `corrupt`."""
-        self._check_latent(latent)
-        if latent is None:
-            return super().target(kind, data, noise, t)
-        check_kind(kind, self.heads, "prediction kind")
-        gamma, rate = self._gamma(t, latent)
-        if kind == "score":
-            return -latent / gamma
-        return super().target("velocity", data, noise, t) + rate * latent
-
-    def _solve(self, kind: str, to: str, t: Any) -> tuple[Any, Any]:
-        if self.noise:
-            raise ValueError(
-                f"an Interpolant with noise converts no kind: '{kind}' does not determine '{to}'"
-            )
-        return super()._solve(kind, to, t)
-
-    def _check_latent(self, latent: Tensor | None) -> None:
-        if (latent is None) == bool(self.noise):
-            raise ValueError(
-                f"the interpolant has noise={self.noise}: "
-                + ("give `latent`" if self.noise else "expected no `latent`")
-            )
-
-    def _gamma(self, t: Tensor | float, x: Tensor) -> tuple[Any, Any]:
-        """gamma(t) = noise sqrt(2 t (1 - t)) and its derivative."""
-        time = like_time(t.double(), x) if isinstance(t, Tensor) else t
-        gamma = self.noise * (2.0 * time * (1.0 - time)) ** 0.5
-        return gamma, self.noise**2 * (1.0 - 2.0 * time) / gamma
