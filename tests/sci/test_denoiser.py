@@ -11,7 +11,7 @@ from sci.noise import Noise
 from sci.paths import GaussianPath, Interpolant
 from sci.samplers import ddim
 from sci.schedules import VE, VP, CondOT, Cosine
-from sci.spaces import Symmetric
+from sci.spaces import Symmetric, widest
 
 MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
 
@@ -183,3 +183,75 @@ def test_noise_addresses_use_leaf_names() -> None:
         two = ddim(4)(denoiser, start=start, condition=condition).state
     for name in state:
         assert torch.equal(one[name], two[name])
+
+
+class Classes(GaussianPath):
+    """A leaf that overrides every hook of the loss: int64 in, logits out."""
+
+    heads = frozenset({"logits", "data"})
+
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x if mask is None else torch.where(mask if x.dim() == 2 else mask[..., None], x, 0)
+
+    def random(self, like: Tensor, mask=None, generator=None) -> Tensor:
+        return torch.randint(3, like.shape, generator=generator)
+
+    def corrupt(self, data: Tensor, noise: Tensor, t) -> Tensor:
+        keep = torch.linspace(0, 1, data.shape[1])[None] < t[:, None]
+        return torch.where(keep, data, noise)
+
+    def target(self, kind: str, data: Tensor, noise: Tensor, t) -> Tensor:
+        return data
+
+    def error(self, prediction: Tensor, target: Tensor, kind: str, mask=None) -> Tensor:
+        cross = nn.functional.cross_entropy(prediction.transpose(1, 2), target, reduction="none")
+        return (cross * mask).sum(1) / mask.sum(1)
+
+
+def test_leaves_need_not_be_floating() -> None:
+    seen: list[Tensor] = []
+
+    def network(state, t: Tensor, condition):
+        seen.append(t)
+        out = {"kinds": nn.functional.one_hot(state["kinds"], 3) * 2.0}
+        return {name: out.get(name, leaf) for name, leaf in state.items()}
+
+    data, mask = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 0]]), MASK
+    alone = Denoiser(network, {"kinds": Classes(CondOT())}, {"kinds": "logits"}, mask="mask")
+    generator = torch.Generator()
+    loss = alone.loss({"kinds": data}, {"mask": mask}, generator.manual_seed(0))
+    assert seen[-1].dtype == torch.float32 and loss > 0
+    dirty = torch.where(mask, data, 2)
+    again = alone.loss({"kinds": dirty}, {"mask": mask}, generator.manual_seed(0))
+    assert torch.equal(loss, again)
+    paths = {"kinds": Classes(CondOT()), "x": GaussianPath(CondOT())}
+    both = Denoiser(network, paths, {"kinds": "logits", "x": "data"}, mask="mask")
+    state = {"kinds": data, "x": torch.randn(2, 4, 3, dtype=torch.float64)}
+    both(state, 0.5, {"mask": mask}, to={"kinds": "logits", "x": "noise"})
+    assert seen[-1].dtype == torch.float64
+    assert torch.isfinite(both.loss(state, {"mask": mask}))
+
+
+def test_networks_may_name_their_leaves_in_another_order() -> None:
+    paths = {"a": GaussianPath(CondOT()), "b": GaussianPath(CondOT())}
+    denoiser = Denoiser(lambda x, t, c: {"b": x["b"] + 1, "a": x["a"] + 2}, paths)
+    found = denoiser({"a": torch.zeros(1, 1), "b": torch.zeros(1, 1)}, 0.5)
+    assert list(found) == ["a", "b"] and float(found["a"]) == 2 and float(found["b"]) == 1
+
+
+def test_nothing_in_the_padding_reaches_the_network_or_the_loss() -> None:
+    denoiser, state, condition = graphs()
+    generator = torch.Generator()
+    loss = denoiser.loss(state, condition, generator.manual_seed(3))
+    dirty = {name: leaf.clone() for name, leaf in state.items()}
+    dirty["nodes"][0, 3] = float("nan")
+    dirty["edges"][0, 3] = dirty["edges"][0, :, 3] = float("nan")
+    assert torch.equal(denoiser.loss(dirty, condition, generator.manual_seed(3)), loss)
+
+
+def test_times_avoid_float64_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert widest(torch.device("mps")) == torch.float32
+    assert widest(torch.device("cpu")) == widest(torch.device("cuda")) == torch.float64
+    monkeypatch.setattr("sci.denoiser.network.widest", lambda device: torch.float32)
+    denoiser = Denoiser(lambda x, t, c: x, GaussianPath(Cosine()))
+    assert denoiser.times(4).dtype == torch.float32

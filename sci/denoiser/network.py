@@ -6,13 +6,15 @@
     score = denoiser(x, t, to="score")
 
 The kind that the network was trained to predict and the kind that a sampler wants are independent.
-Guidance works by wrapping: whatever has the call signature below can be sampled from.
+Guidance, thresholding and changes of clock work by wrapping: `Wrapped` is their base, and whatever
+has the same call can be sampled from.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from sci import tree
-from sci.paths import Interpolant, Path, check_kind, like_time
+from sci.denoiser.wrapped import aligned, check_time, wanted_kinds
+from sci.paths import Path, check_kind, like_time
+from sci.spaces import widest
 
 __all__ = ["Denoiser", "Encoded"]
 
@@ -52,6 +56,8 @@ class Denoiser(nn.Module):
         predicts: the kind that the network predicts, or a tree of kinds.
         mask: the entry of the condition, a dict, that masks every leaf: (B, N) bool; None for none.
 
+    A call costs one network evaluation: `evaluations` is 1.
+
     Raises:
         TypeError: when `paths` holds something else, or the network cannot be called.
         ValueError: when a path has no such prediction kind.
@@ -65,6 +71,8 @@ class Denoiser(nn.Module):
         >>> zero(torch.ones(1, 2), 0.0, to="score")
         tensor([[-1., -1.]])
     """
+
+    evaluations: int = 1
 
     def __init__(
         self,
@@ -155,32 +163,40 @@ class Denoiser(nn.Module):
             A tree like the state.
 
         Raises:
-            ValueError: when the network returns another structure, or a path has no such kind.
+            ValueError: when the network returns another structure, a path has no such kind, or t
+                is out of [0, 1] or has another shape.
         """
         leaves, structure = tree.flatten(state)
         paths, kinds = self.layout(structure)
         encoded = self.encode(condition)
         mask = self.mask_of(encoded)
-        first = leaves[0]
         if isinstance(t, Tensor) and t.dim() == 0:
             t = float(t)
-        if isinstance(t, Tensor):
-            time = t.to(first.dtype)
-        else:
-            time = first.new_full((first.shape[0],), t)
-        outputs = self.network(state, time, None if encoded is None else encoded.encoding)
-        predictions = _aligned(outputs, structure)
-        wanted = (
-            [to] * len(leaves) if isinstance(to, str) else tree.spread(to, structure, str, "to")
-        )
+        predictions = aligned(self._evaluate(state, leaves, t, encoded), structure)
         return structure.unflatten(
             [
-                path.convert(path.space.project(prediction, mask), kind, target, x, t)
+                path.convert(path.project(prediction, mask), kind, target, x, t)
                 for path, prediction, kind, target, x in zip(
-                    paths, predictions, kinds, wanted, leaves, strict=True
+                    paths, predictions, kinds, wanted_kinds(to, structure), leaves, strict=True
                 )
             ]
         )
+
+    def _evaluate(
+        self, state: Any, leaves: list[Tensor], t: Tensor | float, encoded: Encoded | None
+    ) -> Any:
+        """What the network returns, at a checked time in the type of the first floating leaf."""
+        like = leaves[0]
+        batch = like.shape[0]
+        check_time(t, batch)
+        if not like.is_floating_point():
+            floating = [leaf for leaf in leaves if leaf.is_floating_point()]
+            like = floating[0] if floating else torch.empty((), device=like.device)
+        if isinstance(t, Tensor):
+            time = t.to(like.dtype)
+        else:
+            time = like.new_full((batch,), t)
+        return self.network(state, time, None if encoded is None else encoded.encoding)
 
     def loss(
         self,
@@ -191,7 +207,7 @@ class Denoiser(nn.Module):
         weight: Any = None,
         source: Any = None,
     ) -> Tensor:
-        """Mean squared error of the predicted kind:
+        """The error of the predicted kind, which is the path's `error`; on linear paths
 
             sum over leaves of mean over items of w(t) |prediction - target|^2 / dimension.
 
@@ -201,7 +217,7 @@ class Denoiser(nn.Module):
             generator: for the times and the noise; torch's own when None.
             t: (B,) path times; uniform on the paths' span when None, one stratum an item.
             weight: a function of (t, path) that returns (B,), a (B,) tensor, or None for 1.
-            source: the other end for interpolants, a tree like data; standard noise when None.
+            source: the other end for interpolants, a tree like data; the path's noise when None.
 
         Returns:
             A scalar.
@@ -209,54 +225,64 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: when the trees disagree, or t is out of [0, 1].
         """
-        leaves, structure = tree.flatten(data)
+        structure = tree.flatten(data)[1]
         paths, kinds = self.layout(structure)
         encoded = self.encode(condition)
         mask = self.mask_of(encoded)
+        state, t, targets = self._corrupt(data, mask, generator, t, source)
+        predictions = tree.leaves(self(state, t, encoded, to=structure.unflatten(kinds)))
+        errors = [
+            path.error(prediction, target(kind), kind, mask)
+            for path, kind, prediction, target in zip(
+                paths, kinds, predictions, targets, strict=True
+            )
+        ]
+        return total_loss(errors, paths, t, weight)
+
+    def _corrupt(
+        self, data: Any, mask: Tensor | None, generator: Any, t: Tensor | None, source: Any
+    ) -> tuple[Any, Tensor, list[Callable[[str], Tensor]]]:
+        """A training state, its times, and for each leaf what a kind should predict there."""
+        leaves, structure = tree.flatten(data)
+        paths = self.layout(structure)[0]
         batch, device = tree.batch_size(data), leaves[0].device
         if t is None:
-            t = self.times(batch, generator).to(device)
-        elif t.shape != (batch,) or bool((t < 0).any()) or bool((t > 1).any()):
+            t = self.times(batch, generator).to(device, widest(device))
+        elif t.shape != (batch,) or not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(
                 f"t must have shape ({batch},) and lie in [0, 1], got {tuple(t.shape)}"
             )
-        sources = None if source is None else _aligned(source, structure)
-        states, targets = [], []
-        for place, (path, kind, leaf) in enumerate(zip(paths, kinds, leaves, strict=True)):
-            end = path.space.random(leaf, mask, generator) if sources is None else sources[place]
-            extra: dict[str, Any] = {}
-            if isinstance(path, Interpolant) and path.noise:
-                extra["latent"] = path.space.random(leaf, mask, generator)
-            states.append(path.corrupt(leaf, end, t, **extra))
-            targets.append(path.target(kind, leaf, end, t, **extra))
-        predictions = tree.leaves(
-            self(structure.unflatten(states), t, encoded, to=structure.unflatten(kinds))
-        )
-        total = torch.zeros((), device=device)
-        for path, leaf, prediction, target in zip(paths, leaves, predictions, targets, strict=True):
-            error = prediction - target
-            size = path.space.dimension(leaf, mask).clamp(min=1).to(error.dtype)
-            per_item = path.space.inner(error, error, mask) / size
-            if weight is not None:
-                factor = weight(t, path) if callable(weight) else weight
-                per_item = per_item * like_time(factor, per_item)
-            total = total + per_item.mean()
-        return total
+        sources = None if source is None else aligned(source, structure)
+        states: list[Tensor] = []
+        targets: list[Callable[[str], Tensor]] = []
+        for place, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+            clean = path.project(leaf, mask)
+            end = path.random(clean, mask, generator) if sources is None else sources[place]
+            latent = path.latent(clean, mask, generator)
+            given: dict[str, Any] = {"data": clean, "noise": end, "t": t}
+            if latent is not None:
+                given["latent"] = latent
+            states.append(path.corrupt(**given))
+            targets.append(functools.partial(path.target, **given))
+        return structure.unflatten(states), t, targets
 
     def times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Training times, (B,) float64: uniform on the span that the paths share, one stratum an
-        item, in random order."""
+        """Training times, (B,), in the widest type of the device: uniform on the span that the
+        paths share, one stratum an item, in random order."""
         spans = [path.span for path in tree.flatten(self.paths, Path)[0]]
         low, high = max(span[0] for span in spans), min(span[1] for span in spans)
-        device = "cpu" if generator is None else generator.device
-        offset = torch.rand((), generator=generator, dtype=torch.float64, device=device)
+        device = torch.device("cpu") if generator is None else generator.device
+        offset = torch.rand((), generator=generator, dtype=widest(device), device=device)
         order = torch.randperm(batch, generator=generator, device=device)
         return low + (high - low) * (order + offset) / max(batch, 1)
 
 
-def _aligned(outputs: Any, structure: tree.Structure) -> list[Tensor]:
-    """The leaves of a network's output, checked against the state's names."""
-    found, given = tree.flatten(outputs)
-    if given != structure and given.names != structure.names:
-        raise ValueError(f"expected the leaves {structure.names} (the state's), got {given.names}")
-    return found
+def total_loss(errors: list[Tensor], paths: list[Path], t: Tensor, weight: Any) -> Tensor:
+    """The sum over leaves of the weighted mean over items."""
+    total = torch.zeros((), device=t.device)
+    for path, per_item in zip(paths, errors, strict=True):
+        if weight is not None:
+            factor = weight(t, path) if callable(weight) else weight
+            per_item = per_item * like_time(factor, per_item)
+        total = total + per_item.mean()
+    return total
