@@ -3,7 +3,8 @@
 DDIM, DPM-Solver(++), DEIS, PNDM, UniPC, Adams-Bashforth-Moulton flows, ancestral sampling and SDE
 variants are settings of one formula; `sci.samplers.weights` has the theory, `presets` the names.
 Coefficients are worked out once, in float64, and held as Python floats, so a step is a few fused
-multiply-adds; they are arrays when the times differ by item.
+multiply-adds; they are arrays when the times differ by item. Leaves that are no linear space have
+steppers of their own; all leaves share the clock and the evaluations.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sci import tree
-from sci.paths import Path, like_time
+from sci.paths import Path
 from sci.samplers import grids
-from sci.samplers.loop import Carry, Plan, Sampler, check_times, mask_for
-from sci.samplers.weights import ENGINE_KINDS, Coefficients, coefficients
+from sci.samplers.empirical import EmpiricalStatistics
+from sci.samplers.loop import Carry, Plan, Sampler, check_times
+from sci.samplers.stepper import Draws, Stepper, stepper_for
+from sci.samplers.weights import ENGINE_KINDS
 
 __all__ = ["Multistep", "MultistepPlan"]
 
 _VARIABLES = ("log_snr", "S", "t")
 _RULES = ("exact", "half", "fixed")
+_PER_STEP = ("order", "kind", "corrector", "stochasticity", "compensation")
+_SHARED = ("steps", "grid", "final", "leaves")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +40,19 @@ class Multistep(Sampler):
 
         x_t = A x_s + sum_j W_j P_j + N z
 
+    The settings order, kind, corrector, stochasticity and compensation may differ by step: then
+    they are sequences of length `steps`, and entry i belongs to the transition that starts at
+    evaluation i (the corrector of that transition acts when the prediction at its end is known).
+
     Arguments:
         steps: network evaluations an item, >= 1.
         kind: the prediction that is extrapolated: "data", "noise", "difference" (data - noise),
-            "angular" (v of v-prediction) or "velocity" (dx/dt). What the network was trained to
-            predict does not matter.
+            "angular" (v of v-prediction), "velocity" (dx/dt), or an `EmpiricalStatistics`. What
+            the network was trained to predict does not matter.
         variable: in which the prediction is a polynomial: "log_snr", "t" or "S", the integral that
             belongs to the kind.
-        order: of the predictor, 1 to 4; lower at the first steps, which have no past.
+        order: of the predictor, 1 to 4, at most `steps`; lower at the first steps, which have no
+            past.
         corrector: past nodes of the corrector besides the new one, 0 (none) to 4. It uses the
             prediction at the predicted point, so it costs no evaluation.
         rule: "exact", "half" (the midpoint forms with two nodes) or "fixed" (Adams' constants).
@@ -53,8 +63,17 @@ class Multistep(Sampler):
         final: "data" returns the data prediction at the last time, which costs one of the steps;
             None returns the state at the last time.
         lower_final: whether the order falls towards the end, so that the last step has order 1.
-        corrected_start: whether the first step, which has order 1, is corrected to order 2, so that
-            predictors of order 3 converge with order 3 whatever the start.
+        corrected_start: whether the first points are corrected as predictions become known, so
+            that the method has its order whatever the start: `order`, or with a corrector one
+            more, at most 4. No evaluation is added.
+        leaves: settings of single leaves, {name: {setting: value}}: all of these but steps, grid
+            and final, and those that leaves of another space have of their own.
+        compensation: the ratio r of dynamic compensation, from the third evaluation on: before a
+            prediction P_i is extrapolated, it is replaced by the polynomial in t through the
+            newest three, taken at r t_i + (1 - r) t_(i-1), and kept so. 1 changes nothing; None
+            is off.
+        max_ratio: >= 1; nodes beyond a place where two neighbouring steps, measured in the
+            variable, differ by more than this ratio are not used. None for no limit.
 
     Raises:
         ValueError: for settings out of range; unknown names list close ones.
@@ -76,50 +95,136 @@ class Multistep(Sampler):
         | UniPC: a unified predictor-corrector framework (Zhao et al., 2023)
         | SA-Solver: stochastic Adams solver for fast sampling of diffusion models
         | (Xue et al., 2023)
+        | A unified sampling framework for solver searching of diffusion probabilistic models
+        | (Liu et al., 2023)
+        | DC-Solver: improving predictor-corrector diffusion sampler via dynamic compensation
+        | (Zhao et al., 2024)
     """
 
     steps: int = 20
-    kind: str = "data"
+    kind: Any = "data"
     variable: str = "log_snr"
-    order: int = 2
-    corrector: int = 0
+    order: Any = 2
+    corrector: Any = 0
     rule: str = "exact"
-    stochasticity: float = 0.0
+    stochasticity: Any = 0.0
     noise_scale: float = 1.0
     grid: Any = "uniform_log_snr"
     final: str | None = None
     lower_final: bool = False
     corrected_start: bool = False
+    leaves: Mapping[str, Mapping[str, Any]] | None = dataclasses.field(default=None, hash=False)
+    compensation: Any = None
+    max_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        _choice("kind", self.kind, ENGINE_KINDS)
         _choice("variable", self.variable, _VARIABLES)
         _choice("rule", self.rule, _RULES)
-        for name, value, low, high in (
-            ("order", self.order, 1, 4),
-            ("corrector", self.corrector, 0, 4),
-            ("steps", self.steps, 1 if self.final is None else 2, math.inf),
-        ):
-            if not (isinstance(value, int) and low <= value <= high):
-                raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
         if self.final not in (None, "data"):
             raise ValueError(f"final must be None or 'data', got {self.final!r}")
-        if not (self.stochasticity >= 0 and self.noise_scale >= 0):
-            raise ValueError(
-                "stochasticity and noise_scale must not be negative, got "
-                f"{self.stochasticity} and {self.noise_scale}"
-            )
-        if self.stochasticity and self.kind not in ("data", "noise"):
-            raise ValueError(
-                f"stochasticity={self.stochasticity} exists for the kinds 'data' and 'noise', "
-                f"not for '{self.kind}'"
-            )
-        renewal = (1, 0, "data")
-        if math.isinf(self.stochasticity) and (self.order, self.corrector, self.kind) != renewal:
-            raise ValueError(
-                "infinite stochasticity renews all noise: it needs kind='data' and order=1"
-            )
+        _integer("steps", self.steps, 1 if self.final is None else 2, math.inf)
+        for name in _PER_STEP:
+            value = getattr(self, name)
+            if _listed(value):
+                if len(value) != self.steps:
+                    raise ValueError(
+                        f"{name} has {len(value)} entries: a setting by step needs one for each of "
+                        f"the {self.steps} evaluations"
+                    )
+                object.__setattr__(self, name, tuple(value))
+        for step in range(self.steps):
+            self._check(step)
+            if not any(isinstance(getattr(self, name), tuple) for name in _PER_STEP):
+                break
+        if not self.noise_scale >= 0:
+            raise ValueError(f"noise_scale must not be negative, got {self.noise_scale}")
+        if not (self.max_ratio is None or self.max_ratio >= 1):
+            raise ValueError(f"max_ratio must be None or at least 1, got {self.max_ratio}")
         object.__setattr__(self, "grid", grids.find(self.grid))
+
+    def _check(self, step: int) -> None:
+        """The settings of one step."""
+        kind, order, corrector, tau, ratio = (
+            self.at(name, step)
+            for name in ("kind", "order", "corrector", "stochasticity", "compensation")
+        )
+        if not isinstance(kind, EmpiricalStatistics):
+            _choice("kind", kind, ENGINE_KINDS)
+        elif self.variable == "S" or self.rule != "exact":
+            raise ValueError(
+                "empirical statistics need variable='log_snr' or 't' and rule='exact', got "
+                f"{self.variable!r} and {self.rule!r}"
+            )
+        _integer("order", order, 1, 4)
+        _integer("corrector", corrector, 0, 4)
+        if order > self.steps:
+            raise ValueError(
+                f"order={order} needs at least {order} evaluations, got steps={self.steps}: "
+                "lower the order or take more steps"
+            )
+        if not tau >= 0:
+            raise ValueError(f"stochasticity must not be negative, got {tau}")
+        if tau and kind not in ("data", "noise"):
+            raise ValueError(
+                f"stochasticity={tau} exists for the kinds 'data' and 'noise', not for '{kind}'"
+            )
+        if math.isinf(tau) and (order, corrector, kind) != (1, 0, "data"):
+            raise ValueError(
+                "infinite stochasticity renews all noise: it needs kind='data' and order=1, "
+                "without a corrector"
+            )
+        if not (ratio is None or math.isfinite(ratio)):
+            raise ValueError(f"compensation must be finite or None, got {ratio}")
+
+    def at(self, name: str, step: int) -> Any:
+        """A setting at a step: its entry where it is given by step."""
+        value = getattr(self, name)
+        return value[step] if isinstance(value, tuple) else value
+
+    def _fit(self, evaluations: int) -> None:
+        """Refuse times whose number does not serve the settings."""
+        for name in _PER_STEP:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != evaluations:
+                raise ValueError(
+                    f"{name} has {len(value)} entries, the times give {evaluations} evaluations"
+                )
+        order = max(self.order) if isinstance(self.order, tuple) else self.order
+        if order > evaluations:
+            raise ValueError(
+                f"order={order} needs at least {order} evaluations, the times give {evaluations}: "
+                "lower the order or give more times"
+            )
+
+    def stepper(self, name: str, path: Path, grid: np.ndarray) -> Stepper:
+        """The stepper of a leaf, under the leaf's settings.
+
+        Arguments:
+            name: of the leaf.
+            path: of the leaf.
+            grid: (n,) or (n, B) float64 times.
+
+        Raises:
+            ValueError: when the leaf cannot follow the settings; names the leaf.
+        """
+        kind = stepper_for(path)
+        changes = dict((self.leaves or {}).get(name, {}))
+        own = {option: changes.pop(option) for option in [*changes] if option in kind.options}
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in _SHARED]
+        for option in changes:
+            if option not in fields:
+                allowed = [*fields, *sorted(kind.options)]
+                close = difflib.get_close_matches(option, allowed, n=1)
+                hint = f" (did you mean '{close[0]}'?)" if close else ""
+                raise ValueError(
+                    f"leaf '{name}' has no setting '{option}'{hint}: expected {', '.join(allowed)}"
+                )
+        try:
+            settings = dataclasses.replace(self, leaves=None, **changes)
+            settings._fit(len(grid) - (self.final is None))
+        except ValueError as error:
+            raise ValueError(f"leaf '{name}': {error}") from error
+        return kind(settings, name, path, grid, **own)
 
     def plan(self, paths: Any, times: Any = None) -> MultistepPlan:
         """The coefficients for some paths; see `Sampler.plan`."""
@@ -130,7 +235,7 @@ class Multistep(Sampler):
 
 
 class MultistepPlan(Plan):
-    """The coefficients of a `Multistep` sampler; see `Plan`.
+    """The steppers of a `Multistep` sampler, one a leaf; see `Plan`.
 
     Arguments:
         sampler: the settings.
@@ -139,7 +244,8 @@ class MultistepPlan(Plan):
         grid: (n,) or (n, B) times; n - 1 transitions, and with `final` one evaluation more.
 
     Raises:
-        ValueError: when a leaf cannot follow the settings; names the leaf.
+        ValueError: when a leaf cannot follow the settings, or settings are for an unknown leaf;
+            names the leaf.
     """
 
     def __init__(
@@ -147,163 +253,89 @@ class MultistepPlan(Plan):
     ):
         super().__init__(sampler, structure, paths, grid if sampler.final else grid[:-1])
         self.grid = grid
-        self._keep = max(sampler.order - 1, sampler.corrector)
-        self._predict: list[list[_Row]] = []
-        self._correct: list[list[_Row | None]] = []
-        for name, path in zip(self.names, paths, strict=True):
-            if sampler.kind not in path.heads:
+        for name in sampler.leaves or ():
+            if name not in self.names:
+                close = difflib.get_close_matches(name, self.names, n=1)
+                hint = f" (did you mean '{close[0]}'?)" if close else ""
                 raise ValueError(
-                    f"leaf '{name}' cannot follow kind='{sampler.kind}': its path "
-                    f"{type(path).__name__} has {', '.join(sorted(path.heads))}"
+                    f"settings are given for a leaf '{name}'{hint}: "
+                    f"the state has {', '.join(self.names)}"
                 )
-            predict, correct = _table(sampler, name, path, grid)
-            self._predict.append(predict)
-            self._correct.append(correct)
-        # What a corrector needs is carried only to the points that are corrected.
-        self._carries_base = [
-            any(rows[step + 1] is not None for rows in self._correct)
-            for step in range(len(grid) - 1)
+        self.steppers = [
+            sampler.stepper(name, path, grid) for name, path in zip(self.names, paths, strict=True)
+        ]
+        self.integer = tuple(stepper.integer for stepper in self.steppers)
+        self._transitions = len(grid) - 1
+        self._kinds = [
+            self._asked([stepper.wants(step) for stepper in self.steppers])
+            for step in range(self._transitions)
+        ]
+        if sampler.final:
+            self._kinds.append(self._asked([stepper.wants_last for stepper in self.steppers]))
+        self._moves = [
+            (stepper.advance, path, name)
+            for stepper, path, name in zip(self.steppers, paths, self.names, strict=True)
         ]
 
     def coefficients(self, step: int, leaf: int | str = 0) -> tuple[Any, tuple[Any, ...], Any]:
-        """(A, (W_0, W_1, ...), N) of the predictor at a step of a leaf, newest node first."""
-        row = self._predict[leaf if isinstance(leaf, int) else self.names.index(leaf)][step]
-        return row.scale, row.weights, row.noise
+        """(A, (U_0, U_1, ...), N) of a step of a linear leaf, the newest prediction first:
+
+            x_next = A x + sum_j U_j P_j + N z,
+
+        with all corrections; see `sci.samplers.rows`.
+        """
+        place = leaf if isinstance(leaf, int) else self.names.index(leaf)
+        stepper: Any = self.steppers[place]
+        return stepper.coefficients(step)
+
+    def _asked(self, kinds: list[str]) -> Any:
+        """The kinds as a denoiser takes them: one name when they agree, else a tree."""
+        return kinds[0] if len(set(kinds)) == 1 else self.structure.unflatten(kinds)
 
     def _start(self, carry: Carry) -> Carry:
         return dataclasses.replace(carry, history=((),) * len(carry.leaves))
 
     def step(self, denoiser: Any, carry: Carry) -> Carry:
-        """One evaluation, the correction of this point, and the prediction of the next one."""
-        step, sampler = carry.step, self.sampler
-        last = step == len(self._predict[0])
-        outputs = denoiser(
-            carry.state,
-            self._time(carry),
-            carry.condition,
-            to="data" if last else sampler.kind,
-        )
-        predictions = [outputs] if isinstance(outputs, Tensor) else tree.flatten(outputs)[0]
-        if last:
-            return Carry(
-                tuple(predictions),
-                carry.structure,
-                carry.noise,
-                carry.condition,
-                step + 1,
-                carry.nfe + 1,
-                history=carry.history,
-                rows=carry.rows,
-            )
-        mask, looked_up = None, False
-        leaves, history, base, kicks = [], [], [], []
-        for place, (x, prediction) in enumerate(zip(carry.leaves, predictions, strict=True)):
-            past = (prediction, *carry.history[place])
-            correction = self._correct[place][step]
-            if correction is not None:
-                x = correction.apply(carry.base[place], past, carry.rows)
-                last_kick = carry.kicks[place]
-                if last_kick is not None:
-                    x = x + last_kick
-            row = self._predict[place][step]
-            out = row.apply(x, past, carry.rows)
-            kick = None
-            if row.noisy:
-                if not looked_up:
-                    mask, looked_up = mask_for(denoiser, carry.condition), True
-                path = self.paths[place]
-                draw = carry.noise.draw(path.space, self.names[place], step, x, mask)
-                kick = draw * row.of("noise", x, carry.rows)
-                out = out + kick
-            leaves.append(out)
-            history.append(past[: self._keep])
-            if self._carries_base[step]:
-                base.append(x)
-                kicks.append(kick)
+        """One evaluation, and the transition of every leaf to the next time."""
+        step, condition, noise, rows = carry.step, carry.condition, carry.noise, carry.rows
+        predictions = self._predictions(denoiser, carry, self._kinds[step])
+        past = carry.history
+        leaves: list[Tensor] = []
+        history: list[tuple[Tensor, ...]] = []
+        if step == self._transitions:
+            for stepper, x, prediction in zip(
+                self.steppers, carry.leaves, predictions, strict=True
+            ):
+                draws = Draws(noise, denoiser, condition, stepper.path, stepper.name, step)
+                leaves.append(stepper.finish(step, x, prediction, draws, rows))
+            history.extend(past)
+        else:
+            for place, (advance, path, name) in enumerate(self._moves):
+                draws = Draws(noise, denoiser, condition, path, name, step)
+                known = (predictions[place], *past[place])
+                x, kept = advance(step, carry.leaves[place], known, draws, rows)
+                leaves.append(x)
+                history.append(kept)
         return Carry(
             tuple(leaves),
             carry.structure,
-            carry.noise,
-            carry.condition,
+            noise,
+            condition,
             step + 1,
             carry.nfe + 1,
             tuple(history),
-            tuple(base),
-            tuple(kicks),
-            carry.rows,
+            (),
+            rows,
         )
 
 
-class _Row:
-    """One step of one leaf: Python floats, or (B,) tensors when the times differ by item."""
-
-    __slots__ = ("noise", "noisy", "scale", "shared", "weights")
-
-    def __init__(self, found: Coefficients, noise_scale: float):
-        self.shared = found.scale.shape[0] == 1
-        convert = (lambda a: float(a[0])) if self.shared else torch.from_numpy
-        noise = found.noise * noise_scale
-        self.scale: Any = convert(found.scale)
-        self.weights: tuple[Any, ...] = tuple(convert(weight) for weight in found.weights)
-        self.noise: Any = convert(noise)
-        self.noisy = bool((noise != 0).any())
-
-    def apply(self, x: Tensor, past: tuple[Tensor, ...], rows: Tensor | None) -> Tensor:
-        """A x + sum_j W_j P_j."""
-        if self.shared:
-            out = x * self.scale
-            for weight, prediction in zip(self.weights, past, strict=False):
-                # In place on a fresh tensor: nothing that autograd keeps is touched.
-                out.add_(prediction, alpha=weight)
-            return out
-        out = x * _per_item(self.scale, x, rows)
-        for weight, prediction in zip(self.weights, past, strict=False):
-            out = out + prediction * _per_item(weight, x, rows)
-        return out
-
-    def of(self, name: str, x: Tensor, rows: Tensor | None) -> Any:
-        """A coefficient, ready to multiply x."""
-        value = getattr(self, name)
-        return value if self.shared else _per_item(value, x, rows)
+def _listed(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
 
 
-def _per_item(value: Tensor, x: Tensor, rows: Tensor | None) -> Tensor:
-    return like_time(value if rows is None else value[rows.to(value.device)], x)
-
-
-def _table(
-    sampler: Multistep, name: str, path: Path, grid: np.ndarray
-) -> tuple[list[_Row], list[_Row | None]]:
-    """All steps of one leaf: predictors, and the correctors of the points that they start from."""
-    times = grid[:, None] if grid.ndim == 1 else grid
-    transitions = len(times) - 1
-    settings = path, sampler.kind, sampler.variable, sampler.rule, sampler.stochasticity
-    predict: list[_Row] = []
-    correct: list[_Row | None] = [None]
-    for step in range(transitions):
-        order = min(sampler.order, step + 1)
-        if sampler.lower_final:
-            order = min(order, transitions - step)
-        nodes = [times[step - back] for back in range(order)]
-        found = coefficients(*settings, nodes, times[step + 1])
-        if not all(np.isfinite(a).all() for a in (found.scale, found.noise, *found.weights)):
-            raise ValueError(
-                f"leaf '{name}' cannot follow kind='{sampler.kind}' from t = {times[step][0]:.6g} "
-                f"to {times[step + 1][0]:.6g}: its coefficients are not finite there. Use ends "
-                "inside (0, 1), or kind='difference', 'angular' or 'velocity'"
-            )
-        predict.append(_Row(found, sampler.noise_scale))
-        correctors = sampler.corrector
-        if step == 0 and sampler.corrected_start:
-            correctors = max(correctors, 1)
-        backs = range(min(correctors, step + 1))
-        nodes = [times[step + 1], *(times[step - back] for back in backs)]
-        row = None
-        if backs:
-            found = coefficients(*settings, nodes, times[step + 1], corrector=True)
-            row = _Row(found, 0.0) if found.weights else None
-        correct.append(row)
-    return predict, correct
+def _integer(name: str, value: Any, low: int, high: float) -> None:
+    if not (isinstance(value, int) and low <= value <= high):
+        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
 
 from sci import tree
 from sci.noise import Noise
 from sci.paths import Path
+from sci.samplers.watch import bar as _bar
+from sci.samplers.watch import blame, finite
+from sci.samplers.watch import recomputing as _recomputing
+from sci.spaces import widest
 
 __all__ = ["Carry", "Plan", "Sampler", "Samples"]
 
@@ -57,9 +60,10 @@ class Carry:
         condition: the tree that the network sees, or None.
         step: how many steps were taken.
         nfe: network evaluations so far.
-        history: for each leaf its past predictions, the newest first.
-        base: for each leaf the corrected state of the step before; empty without a corrector.
-        kicks: for each leaf the noise that was added last; empty unless a corrector needs it.
+        history: for each leaf its past predictions, the newest first; then the states that they
+            were made at, where kinds are mixed.
+        base: for each leaf the state at the start of the running transition, in methods of several
+            stages; else empty.
         rows: (B,) which rows of a plan with times per item belong to the items; None for all.
     """
 
@@ -71,7 +75,6 @@ class Carry:
     nfe: int = 0
     history: tuple[tuple[Tensor, ...], ...] = ()
     base: tuple[Tensor, ...] = ()
-    kicks: tuple[Tensor | None, ...] = ()
     rows: Tensor | None = None
 
     @property
@@ -113,7 +116,6 @@ class Carry:
             condition=None if self.condition is None else tree.index(self.condition, rows),
             history=tuple(tuple(past[rows] for past in leaf) for leaf in self.history),
             base=tuple(leaf[rows] for leaf in self.base),
-            kicks=tuple(None if kick is None else kick[rows] for kick in self.kicks),
             rows=whole[rows],
         )
 
@@ -127,6 +129,8 @@ class Plan:
         paths: one a leaf.
         structure: of the tree of paths.
         times: (steps,) or (steps, B) float64, where the network is evaluated.
+
+    A subclass sets `integer`, one bool a leaf, where leaves may hold integers.
     """
 
     def __init__(
@@ -141,6 +145,9 @@ class Plan:
         self.names = [name or "state" for name in structure.names]
         self.paths = paths
         self.times = times
+        self.integer: tuple[bool, ...] = (False,) * len(paths)
+        flat = structure.build is dict and all(child.build is None for child in structure.children)
+        self._keys = structure.keys if flat else None
         self._clock: list[Any] = (
             times.tolist() if times.ndim == 1 else list(torch.from_numpy(times).unbind())
         )
@@ -154,14 +161,14 @@ class Plan:
         """The carry before the first step.
 
         Arguments:
-            state: the tree at `times[0]`, each leaf (B, ...) floating.
-            noise: the items' streams; only `draw` and `take` are used.
+            state: the tree at `times[0]`, each leaf (B, ...); floating, but for discrete leaves.
+            noise: the items' streams; only `draw`, `uniform` and `take` are used.
             condition: a tree with a batch axis, an `Encoded`, or None.
 
         Raises:
             ValueError: when the state has other names than the paths, or another batch size than
                 the times or the condition.
-            TypeError: when a leaf is not floating.
+            TypeError: when a leaf of a linear space is not floating.
         """
         leaves, structure = tree.flatten(state)
         if self.structure.build is not None and structure.names != self.structure.names:
@@ -173,8 +180,8 @@ class Plan:
                 f"a plan for one path got a state with the leaves {structure.names}: "
                 "plan with a tree of paths of the same names"
             )
-        for name, leaf in zip(self.names, leaves, strict=True):
-            if not leaf.is_floating_point():
+        for name, leaf, integer in zip(self.names, leaves, self.integer, strict=True):
+            if not (integer or leaf.is_floating_point()):
                 raise TypeError(f"leaf '{name}' is {leaf.dtype}: expected a floating tensor")
         batch = tree.batch_size(state)
         if self.times.ndim == 2 and self.times.shape[1] != batch:
@@ -198,12 +205,39 @@ class Plan:
         return carry
 
     def _time(self, carry: Carry) -> Any:
-        """The clock of this step: a float, or (B,) float64 when it differs by item."""
+        """The clock of this step: a float, or (B,) when it differs by item, as wide as may be."""
         t = self._clock[carry.step]
         if isinstance(t, float):
             return t
-        t = t.to(carry.leaves[0].device)
+        device = carry.leaves[0].device
+        # Cast before it is moved: some devices have no float64.
+        t = t.to(widest(device)).to(device)
         return t if carry.rows is None else t[carry.rows]
+
+    def _predictions(self, denoiser: Callable[..., Any], carry: Carry, kinds: Any) -> Sequence[Any]:
+        """One evaluation: the predictions of the leaves, of the wanted kinds."""
+        keys, structure, leaves = self._keys, carry.structure, carry.leaves
+        t = self._clock[carry.step]
+        if type(t) is not float:
+            t = self._time(carry)
+        # Both containers that almost every state is are taken apart here, without `sci.tree`.
+        if structure.build is None:
+            state: Any = leaves[0]
+        elif keys is not None and structure.keys == keys:
+            state = dict(zip(keys, leaves, strict=True))
+        else:
+            state = structure.unflatten(leaves)
+        outputs = denoiser(state, t, carry.condition, to=kinds)
+        if isinstance(outputs, Tensor):
+            return (outputs,)
+        if keys is not None and type(outputs) is dict and outputs.keys() == state.keys():
+            return [outputs[key] for key in keys]
+        found, given = tree.flatten(outputs)
+        if given.names != structure.names:
+            raise ValueError(
+                f"expected the leaves {structure.names} (the state's), got {given.names}"
+            )
+        return found
 
 
 class Sampler:
@@ -256,28 +290,10 @@ class Sampler:
             ValueError: unless exactly one of `start` and `like` is given, or for bad times.
             FloatingPointError: when a value is not finite; names the item, the step and the leaf.
         """
-        if (start is None) == (like is None):
-            raise ValueError("give either `start` (a state at the first time) or `like` (a shape)")
-        given = like if start is None else start
-        leaves, structure = tree.flatten(given)
-        batch = tree.batch_size(given)
-        if noise is None:
-            noise = Noise(seed, range(batch), leaves[0].device)
-        elif len(noise.items) != batch:
-            raise ValueError(f"the noise has {len(noise.items)} streams for {batch} items")
-        encode = getattr(denoiser, "encode", None)
-        condition = condition if encode is None else encode(condition)
-        mask_of = getattr(denoiser, "mask_of", None)
-        mask = None if mask_of is None else mask_of(condition)
-        paths = tree.spread(denoiser.paths, structure, Path, "the denoiser's tree of paths")
+        paths, structure, leaves, noise, condition = self._prepare(
+            denoiser, start, like, condition, noise, seed
+        )
         plan = self.plan(structure.unflatten(paths), times)
-        if start is None:
-            leaves = [
-                path.source(noise, name, leaf, mask)
-                for path, name, leaf in zip(paths, plan.names, leaves, strict=True)
-            ]
-        else:
-            leaves = [path.space.project(x, mask) for path, x in zip(paths, leaves, strict=True)]
         carry = first = plan.init(structure.unflatten(leaves), noise, condition)
         call = _recomputing(denoiser) if checkpoint else denoiser
         bar = _bar(plan.steps) if progress else None
@@ -291,9 +307,42 @@ class Sampler:
                 bar.update()
         if bar is not None:
             bar.close()
-        if not (_finite(before.leaves) and _finite(carry.leaves)):
-            _blame(plan, denoiser, first)
-        return Samples(carry.state, carry.nfe, plan.times, self)
+        if not (finite(before.leaves) and finite(carry.leaves)):
+            blame(plan, denoiser, first)
+        nfe = carry.nfe * getattr(denoiser, "evaluations", 1)
+        return Samples(carry.state, nfe, plan.times, self)
+
+    def _prepare(
+        self, denoiser: Any, start: Any, like: Any, condition: Any, noise: Any, seed: int
+    ) -> tuple[list[Path], tree.Structure, list[Tensor], Any, Any]:
+        """Check a call, and make what a run starts from.
+
+        Returns:
+            The paths, one a leaf; the state's structure; the leaves at the first time; the items'
+            streams; the condition, encoded.
+        """
+        if (start is None) == (like is None):
+            raise ValueError("give either `start` (a state at the first time) or `like` (a shape)")
+        given = like if start is None else start
+        leaves, structure = tree.flatten(given)
+        batch = tree.batch_size(given)
+        if noise is None:
+            noise = Noise(seed, range(batch), leaves[0].device)
+        elif len(noise.items) != batch:
+            raise ValueError(f"the noise has {len(noise.items)} streams for {batch} items")
+        encode = getattr(denoiser, "encode", None)
+        condition = condition if encode is None else encode(condition)
+        mask = mask_for(denoiser, condition)
+        paths = tree.spread(denoiser.paths, structure, Path, "the denoiser's tree of paths")
+        if start is None:
+            names = [name or "state" for name in structure.names]
+            leaves = [
+                path.source(noise, name, leaf, mask)
+                for path, name, leaf in zip(paths, names, leaves, strict=True)
+            ]
+        else:
+            leaves = [path.project(x, mask) for path, x in zip(paths, leaves, strict=True)]
+        return paths, structure, leaves, noise, condition
 
 
 def mask_for(denoiser: Any, condition: Any) -> Tensor | None:
@@ -320,53 +369,3 @@ def check_times(times: Any, least: int) -> np.ndarray:
     if not (np.diff(grid, axis=0) > 0).all():
         raise ValueError("times must increase strictly, from the source to the data")
     return grid
-
-
-def _finite(leaves: Sequence[Tensor]) -> bool:
-    return all(bool(torch.isfinite(leaf.detach()).all()) for leaf in leaves)
-
-
-def _blame(plan: Plan, denoiser: Any, carry: Carry) -> None:
-    """Replay a run that went wrong, step by step, and raise an error that says where."""
-    items = getattr(carry.noise, "items", None)
-
-    def found(carry: Carry, when: str) -> None:
-        for name, leaf in zip(plan.names, carry.leaves, strict=True):
-            bad = ~torch.isfinite(leaf).flatten(1).all(1)
-            if bool(bad.any()):
-                row = int(bad.nonzero()[0, 0])
-                item = row if items is None else int(items[row])
-                raise FloatingPointError(
-                    f"leaf '{name}' of item {item} (row {row}; {int(bad.sum())} of {len(bad)} "
-                    f"items) is not finite {when}: look at the network there, or use a gentler "
-                    "sampler (lower order, more steps)"
-                )
-
-    with torch.no_grad():
-        found(carry, "at the start, before any step")
-        while carry.step < plan.steps:
-            step, t = carry.step, plan._time(carry)
-            carry = plan.step(denoiser, carry)
-            when = f"t = {t:.6g}" if isinstance(t, float) else "its own time"
-            found(carry, f"after step {step} of {plan.steps} (evaluated at {when})")
-    raise FloatingPointError(
-        "the samples are not finite, and a replay of the run was finite: the network, a callback "
-        "or a wrapper depends on more than state, time and condition"
-    )
-
-
-def _recomputing(denoiser: Any) -> Callable[..., Any]:
-    class Recomputing:
-        def __call__(self, state: Any, t: Any, condition: Any = None, to: Any = "data") -> Any:
-            return recompute(denoiser, state, t, condition, to, use_reentrant=False)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(denoiser, name)
-
-    return Recomputing()
-
-
-def _bar(total: int) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, desc="sampling", unit="step", leave=False)

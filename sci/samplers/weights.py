@@ -46,12 +46,13 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from sci.paths import Path
 
-__all__ = ["ENGINE_KINDS", "Coefficients", "coefficients"]
+__all__ = ["ENGINE_KINDS", "Coefficients", "coefficients", "usable"]
 
 ENGINE_KINDS = ("data", "noise", "difference", "angular", "velocity")
 _POINTS, _MASSES = np.polynomial.legendre.leggauss(40)
@@ -71,71 +72,109 @@ _MOULTON = (
 
 @dataclasses.dataclass(frozen=True)
 class Coefficients:
-    """x_t = scale x_s + sum_j weights_j P_j + noise z, each an array (B,).
+    """x_t = scale x_s + sum_j weights_j P_j + noise z + bias, each an array (B,).
 
     Arguments:
         scale: of the state.
         weights: of the predictions, in the order of the nodes.
         noise: the standard deviation of what is added.
+        bias: a constant that is added, or None.
     """
 
     scale: np.ndarray
     weights: list[np.ndarray]
     noise: np.ndarray
+    bias: np.ndarray | None = None
+
+
+def usable(
+    path: Path,
+    kind: Any,
+    variable: str,
+    nodes: list[np.ndarray],
+    start: np.ndarray,
+    stop: np.ndarray,
+    max_ratio: float | None = None,
+) -> np.ndarray:
+    """How many of the nodes a step may use, (B,) int: those before the first that does not serve.
+
+    A node does not serve where the variable is infinite, or where two neighbouring steps differ by
+    more than the ratio. There are none at all when the integral over the step cannot be taken.
+
+    Arguments:
+        path: of the leaf.
+        kind: of the predictions.
+        variable: "log_snr", "S" or "t".
+        nodes: times, each (B,), the newest first; a corrector has `stop` before `start`.
+        start: (B,) where the step begins.
+        stop: (B,) where it ends.
+        max_ratio: >= 1, or None for no limit.
+    """
+    with np.errstate(all="ignore"):
+        variable = _named(kind, variable)
+        places = np.stack([_variable(path, kind, variable, node) for node in nodes])
+        target = _variable(path, kind, variable, stop)
+        serves = np.isfinite(places)
+        if max_ratio is not None:
+            chain = places if nodes[0] is stop else np.concatenate([target[None], places])
+            lengths = np.abs(np.diff(chain, axis=0))
+            ratios = lengths[:-1] / lengths[1:]
+            alike = (ratios <= max_ratio) & (ratios >= 1.0 / max_ratio)
+            serves[len(serves) - len(alike) :] &= alike
+        count = np.cumprod(serves, axis=0).sum(0)
+        possible = np.isfinite(target)
+        if not _bounded(kind, variable):
+            possible &= np.isfinite(_first_order(path, kind, 0.0, start, stop)[1])
+            base = "S" if variable == "S" else "log_snr"
+            for end in (start, stop):
+                possible &= np.isfinite(_variable(path, kind, base, end))
+    return np.where(possible, count, 0)
 
 
 def coefficients(
     path: Path,
-    kind: str,
+    kind: Any,
     variable: str,
     rule: str,
     tau: float,
     nodes: list[np.ndarray],
     stop: np.ndarray,
     corrector: bool = False,
+    start: np.ndarray | None = None,
 ) -> Coefficients:
     """The coefficients of one step.
 
     Arguments:
         path: of the leaf.
-        kind: of the predictions, one of `ENGINE_KINDS`.
+        kind: of the predictions, one of `ENGINE_KINDS` or an `EmpiricalStatistics`.
         variable: "log_snr", "S" or "t".
         rule: "exact", "half" or "fixed".
         tau: the strength of the noise, >= 0.
-        nodes: times, each (B,): s first and older ones after it; a corrector has `stop` before s.
-            Nodes at which the variable is infinite are left out, with all older ones.
+        nodes: times, each (B,), at which the variable is finite unless there is one node only.
         stop: (B,) the time t that the step goes to.
         corrector: whether the first node is `stop`.
+        start: (B,) the time s that the step begins at; when None the first node, of a corrector
+            the second one.
 
     Returns:
-        The coefficients, float64; fewer weights than nodes where the order had to be lowered.
+        The coefficients, float64.
     """
-    start = nodes[1] if corrector else nodes[0]
+    if start is None:
+        start = nodes[1] if corrector else nodes[0]
     with np.errstate(all="ignore"):
-        if kind == "velocity" and variable == "t":
-            variable = "S"
+        variable = _named(kind, variable)
         scale, total, noise = _first_order(path, kind, tau, start, stop)
+        if not isinstance(kind, str):
+            weights, bias = kind.weights(path, variable, nodes, start, stop)
+            return Coefficients(scale, weights, noise, bias)
+        if len(nodes) == 1:
+            return Coefficients(scale, [total], noise)
         places = [_variable(path, kind, variable, node) for node in nodes]
-        target = _variable(path, kind, variable, stop)
-        usable = 0
-        while usable < len(nodes) and np.isfinite(places[usable]).all():
-            usable += 1
-        least = 2 if corrector else 1
-        bounded = variable == "t" and kind in ("difference", "angular")
-        if not (np.isfinite(target).all() and (bounded or np.isfinite(total).all())):
-            usable = 0
-        if not bounded and not _finite_step(path, kind, variable, start, stop):
-            usable = 0
-        if usable < least:
-            # A corrector that cannot use its own node is no corrector; a predictor has order 1.
-            return Coefficients(scale, [] if corrector else [total], noise)
-        places = places[:usable]
-        if usable == 1:
-            weights = [total]
-        elif rule == "fixed":
-            table = _MOULTON[usable - 2] if corrector else _BASHFORTH[usable - 1]
+        if rule == "fixed":
+            table = _MOULTON[len(nodes) - 2] if corrector else _BASHFORTH[len(nodes) - 1]
             weights = [constant * total for constant in table]
-        elif rule == "half" and usable == 2:
+        elif rule == "half" and len(nodes) == 2:
+            target = _variable(path, kind, variable, stop)
             here, other = (places[1], places[0]) if corrector else places
             outer = 0.5 * total * (target - here) / (other - here)
             weights = [outer, total - outer] if corrector else [total - outer, outer]
@@ -144,20 +183,23 @@ def coefficients(
     return Coefficients(scale, weights, noise)
 
 
-def _finite_step(path: Path, kind: str, variable: str, start: np.ndarray, stop: np.ndarray) -> bool:
-    """Whether the integral over S can be taken with finite values."""
-    if variable == "S":
-        ends = _variable(path, kind, "S", start), _variable(path, kind, "S", stop)
-    else:
-        ends = path.schedule.log_snr(start), path.schedule.log_snr(stop)
-    return bool(np.isfinite(ends[0]).all() and np.isfinite(ends[1]).all())
+def _named(kind: Any, variable: str) -> str:
+    """S is t for the velocity."""
+    return "S" if kind == "velocity" and variable == "t" else variable
+
+
+def _bounded(kind: Any, variable: str) -> bool:
+    """Whether dS is finite on the whole interval [0, 1]."""
+    return variable == "t" and kind in ("difference", "angular")
 
 
 def _first_order(
-    path: Path, kind: str, tau: float, start: np.ndarray, stop: np.ndarray
+    path: Path, kind: Any, tau: float, start: np.ndarray, stop: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """c_t / c_s, c_t int dS and the noise, in forms that hold at vanishing alpha_s or sigma_t."""
     none = np.zeros_like(stop)
+    if not isinstance(kind, str):
+        return kind.scale(path, start, stop), none, none
     if kind == "velocity":
         return none + 1.0, stop - start, none
     schedule = path.schedule
@@ -183,7 +225,7 @@ def _first_order(
     return alpha / alphas, total, kick
 
 
-def _variable(path: Path, kind: str, variable: str, t: np.ndarray) -> np.ndarray:
+def _variable(path: Path, kind: Any, variable: str, t: np.ndarray) -> np.ndarray:
     """w(t)."""
     if variable == "t" or kind == "velocity" and variable == "S":
         return t

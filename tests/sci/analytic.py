@@ -51,3 +51,38 @@ def points(count: int = 8) -> Tensor:
 def run(sampler, denoiser, start, **options):
     with torch.no_grad():
         return sampler(denoiser, start=start, **options).state
+
+
+def coupled(schedules: dict[str, Schedule]) -> Denoiser:
+    """Two leaves with jointly Gaussian data, correlation 0.8, each on its own schedule."""
+    covariance = torch.tensor([[0.5, 0.4], [0.4, 0.5]], dtype=torch.float64)
+    mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
+
+    def network(state, t: Tensor, condition):
+        names = list(state)
+        x = torch.cat([state[name] for name in names], 1)
+        alpha = torch.stack([schedules[name].alpha(t) for name in names], 1)
+        sigma = torch.stack([schedules[name].sigma(t) for name in names], 1)
+        blurred = alpha[:, :, None] * covariance * alpha[:, None, :] + torch.diag_embed(sigma**2)
+        gain = (covariance * alpha[:, None, :]) @ torch.linalg.inv(blurred)
+        data = mean + ((x - alpha * mean)[:, None] @ gain.transpose(1, 2)).squeeze(1)
+        noise = (x - alpha * data) / sigma
+        return {names[0]: data[:, :1], names[1]: noise[:, 1:]}
+
+    paths = {name: GaussianPath(schedule) for name, schedule in schedules.items()}
+    return Denoiser(network, paths, dict(zip(paths, ("data", "noise"), strict=True)))
+
+
+def mixture(schedule: Schedule) -> Denoiser:
+    """Three Gaussians in the plane, with the exact denoiser."""
+    means = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], dtype=torch.float64)
+
+    def network(x: Tensor, t: Tensor, condition) -> Tensor:
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        spread = alpha**2 * 0.09 + sigma**2
+        gaps = x[:, None] - alpha[:, None] * means
+        shares = torch.softmax(-(gaps**2).sum(-1) / (2 * spread), 1)
+        each = means + (alpha * 0.09 / spread)[:, None] * gaps
+        return (shares[:, :, None] * each).sum(1)
+
+    return Denoiser(network, GaussianPath(schedule))

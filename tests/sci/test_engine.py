@@ -1,4 +1,4 @@
-"""The multistep engine: orders of convergence, named methods, moments, a mixture."""
+"""The multistep engine: several leaves, named methods, moments, a mixture. Orders: test_orders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import IDS, SPANS, STD, column, exact_flow, gaussian, points, run
+from analytic import IDS, SPANS, STD, gaussian, mixture, points, run
 from torch import Tensor
 
 from sci import samplers
@@ -15,85 +15,9 @@ from sci.denoiser import Denoiser
 from sci.noise import Noise
 from sci.paths import GaussianPath
 from sci.samplers import Multistep, grids
-from sci.schedules import VE, VP, CondOT, Cosine, Schedule
+from sci.schedules import EDM, VE, VP, CondOT, Cosine, Schedule
 
-# --- orders of convergence ---------------------------------------------------------------------
-
-CASES = [
-    ("ddim", {}, 1.0),
-    ("euler", {}, 1.0),
-    ("abm", {"order": 1, "corrector": 0}, 1.0),
-    ("dpm_2m", {}, 2.0),
-    ("dpmpp_2m", {}, 2.0),
-    ("ab", {"order": 2}, 2.0),
-    ("ipndm", {}, 2.0),
-    ("unipc", {"order": 1}, 2.0),
-    ("dpmpp_3m", {}, 3.0),
-    ("unipc", {"order": 2}, 3.0),
-    ("abm", {"order": 2}, 3.0),
-    ("deis", {"order": 3, "corrected_start": True}, 3.0),
-    ("lms", {"order": 3, "corrected_start": True}, 3.0),
-    # Order 4 inside, order 3 from the trapezoid that starts it.
-    ("abm", {"order": 3}, 3.0),
-]
-
-
-@pytest.mark.parametrize(("schedule", "span"), SPANS, ids=IDS)
-@pytest.mark.parametrize(("name", "options", "order"), CASES)
-def test_order_of_convergence(schedule, span, name: str, options: dict, order: float) -> None:
-    denoiser, x = gaussian(schedule), points()
-    exact = exact_flow(schedule, x, *span)
-    # High orders show only when the start-up and accidental cancellations are far behind.
-    counts = (160, 320) if order > 2 else (40, 80)
-    errors = []
-    for steps in counts:
-        sampler = samplers.preset(name, steps, grid=grids.uniform_log_snr(*span), **options)
-        errors.append(float((run(sampler, denoiser, x) - exact).abs().max()))
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert slope > order - 0.25, errors
-
-
-def coupled(schedules: dict[str, Schedule]) -> Denoiser:
-    """Two leaves with jointly Gaussian data, correlation 0.8, each on its own schedule."""
-    covariance = torch.tensor([[0.5, 0.4], [0.4, 0.5]], dtype=torch.float64)
-    mean = torch.tensor([1.0, -0.5], dtype=torch.float64)
-
-    def network(state, t: Tensor, condition):
-        names = list(state)
-        x = torch.cat([state[name] for name in names], 1)
-        alpha = torch.stack([schedules[name].alpha(t) for name in names], 1)
-        sigma = torch.stack([schedules[name].sigma(t) for name in names], 1)
-        blurred = alpha[:, :, None] * covariance * alpha[:, None, :] + torch.diag_embed(sigma**2)
-        gain = (covariance * alpha[:, None, :]) @ torch.linalg.inv(blurred)
-        data = mean + ((x - alpha * mean)[:, None] @ gain.transpose(1, 2)).squeeze(1)
-        noise = (x - alpha * data) / sigma
-        return {names[0]: data[:, :1], names[1]: noise[:, 1:]}
-
-    paths = {name: GaussianPath(schedule) for name, schedule in schedules.items()}
-    return Denoiser(network, paths, dict(zip(paths, ("data", "noise"), strict=True)))
-
-
-@pytest.fixture(scope="module")
-def coupled_truth():
-    denoiser = coupled({"a": Cosine(), "b": VE(0.2, 5.0)})
-    start = {"a": points(), "b": 3 * points().flip(0)}
-    grid = grids.uniform_time(0.05, 0.9)
-    return denoiser, start, grid, run(samplers.abm(4, 1000, grid=grid), denoiser, start)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "order"),
-    [("ddim", {}, 1), ("dpmpp_2m", {}, 2), ("dpmpp_3m", {}, 3), ("abm", {"order": 2}, 3)],
-)
-def test_order_with_two_leaves_on_different_schedules(coupled_truth, name, options, order) -> None:
-    denoiser, start, grid, truth = coupled_truth
-    counts = (160, 320) if order == 3 else (40, 80)
-    errors = []
-    for steps in counts:
-        out = run(samplers.preset(name, steps, grid=grid, **options), denoiser, start)
-        errors.append(max(float((out[leaf] - truth[leaf]).abs().max()) for leaf in out))
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert slope > order - 0.25, errors
+# --- several leaves ----------------------------------------------------------------------------
 
 
 def test_two_leaves_that_do_not_interact_run_as_if_alone() -> None:
@@ -204,9 +128,39 @@ def test_adams_bashforth_constants_on_equal_steps() -> None:
 def test_velocity_and_difference_agree_on_the_straight_line() -> None:
     denoiser, x = gaussian(CondOT()), points()
     for order in (1, 2, 3):
-        one = run(samplers.ab(order, 9), denoiser, x)
+        one = run(samplers.ab(order, 9, corrected_start=False), denoiser, x)
         two = run(Multistep(9, "difference", "S", order, grid="uniform_time"), denoiser, x)
         assert torch.allclose(one, two, atol=1e-12)
+
+
+@pytest.mark.parametrize(("order", "corrector"), [(1, 1), (2, 0), (3, 2), (4, 4)])
+def test_kinds_whose_integrals_are_proportional_to_t_are_the_velocity(order, corrector) -> None:
+    """The angle of the cosine path, and sigma of EDM with exponent 1, are linear in t."""
+    times = np.linspace(0.02, 0.98, 12) ** 1.2
+    for schedule, kind in ((Cosine(), "angular"), (EDM(0.1, 10.0, 1.0), "noise")):
+        denoiser, x = gaussian(schedule), points()
+        settings = {"order": order, "corrector": corrector, "grid": times, "corrected_start": True}
+        one = run(Multistep(11, "velocity", "t", **settings), denoiser, x)
+        two = run(Multistep(11, kind, "S", **settings), denoiser, x)
+        assert torch.allclose(one, two, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("schedule", "span"), SPANS, ids=IDS)
+def test_the_shortcuts_of_unipc_cancel_at_higher_orders(schedule, span) -> None:
+    """B(h) matters for two nodes alone: with orders given by step, from the third evaluation on."""
+    denoiser, x = gaussian(schedule), points()
+    path, times = denoiser.paths, np.linspace(*span, 9)
+    for step in range(3, 8):
+        found = [
+            samplers.unipc(3, 8, rule=rule, grid=times).plan(path).coefficients(step)[1]
+            for rule in ("half", "exact")
+        ]
+        assert np.allclose(*found, rtol=1e-12, atol=1e-13)
+    one, two = (
+        run(samplers.lms(3, 8, grid=times), denoiser, x),
+        run(samplers.preset("deis_rhoab", 8, order=3, grid=times), denoiser, x),
+    )
+    assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("churn", [0.0, 0.5, 1.0, 2.0, math.inf])
@@ -297,23 +251,8 @@ def test_noise_scale_zero_leaves_the_mean_step() -> None:
 # --- a mixture, and the whole table ------------------------------------------------------------
 
 
-def mixture(schedule: Schedule) -> Denoiser:
-    """Three Gaussians in the plane, with the exact denoiser."""
-    means = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], dtype=torch.float64)
-
-    def network(x: Tensor, t: Tensor, condition) -> Tensor:
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
-        spread = alpha**2 * 0.09 + sigma**2
-        gaps = x[:, None] - alpha[:, None] * means
-        shares = torch.softmax(-(gaps**2).sum(-1) / (2 * spread), 1)
-        each = means + (alpha * 0.09 / spread)[:, None] * gaps
-        return (shares[:, :, None] * each).sum(1)
-
-    return Denoiser(network, GaussianPath(schedule))
-
-
 @pytest.mark.parametrize(
-    "name", [n for n in samplers.TABLE if n not in ("ancestral", "sde_dpmpp_2m")]
+    "name", [n for n, row in samplers.TABLE.items() if row.convergence and not row.stochastic]
 )
 def test_every_flow_preset_reaches_the_same_samples(name: str) -> None:
     denoiser = mixture(Cosine())
@@ -330,7 +269,7 @@ def test_every_flow_preset_reaches_the_same_samples(name: str) -> None:
 def test_recommended_sampler_for_exact_scores_is_the_better_one_at_ten_evaluations() -> None:
     denoiser = mixture(Cosine())
     start = torch.randn(64, 2, dtype=torch.float64)
-    grid = grids.uniform_angle(0.02, 0.98)
+    grid = grids.graded_angle(0.02, 0.98)
     truth = run(samplers.abm(3, 600, grid=grid), denoiser, start)
 
     def error(sampler) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from analytic import MEAN, STD, gaussian, points, run
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sci import samplers
 from sci.denoiser import Denoiser
@@ -36,7 +38,8 @@ def test_interpolants_carry_one_population_into_another() -> None:
     for path in (Interpolant(), Interpolant(noise=0.3)):
         shift = Denoiser(lambda x, t, c: torch.full_like(x, 2.0), path, "velocity")
         out = samplers.ab(2, 5)(shift, start=source)
-        assert torch.allclose(out.state, source + 2.0) and out.nfe == 5
+        length = path.span[1] - path.span[0]
+        assert torch.allclose(out.state, source + 2.0 * length) and out.nfe == 5
 
 
 def test_kind_noise_cannot_start_from_pure_noise() -> None:
@@ -229,6 +232,15 @@ def test_single_precision_runs_stay_single() -> None:
     assert torch.allclose(out.double(), run(samplers.unipc(3, 10), denoiser, x.double()), atol=1e-5)
 
 
+@pytest.mark.parametrize("wide", [torch.float64, torch.bfloat16])
+def test_leaves_keep_their_dtype_whatever_the_network_returns(wide: torch.dtype) -> None:
+    plan = samplers.abm(2, 5).plan(GaussianPath(Cosine()))
+    carry = plan.init(points().float(), Noise(0, range(8)))
+    while carry.step < 5:
+        carry = plan.step(lambda s, t, c, to: torch.tanh(s).to(wide), carry)
+    assert carry.state.dtype == torch.float32
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -247,7 +259,8 @@ def test_a_value_that_is_not_finite_is_traced_to_item_step_and_leaf() -> None:
     broken = Denoiser(network, denoiser.paths, denoiser.predicts)
     sampler = samplers.sde_dpmpp_2m(10, grid=grids.uniform_time(0.05, 0.95), final="data")
     with pytest.raises(
-        FloatingPointError, match=r"leaf 'edges' of item 31 \(row 1; .*step 5 of 10"
+        FloatingPointError,
+        match=r"leaf 'edges' of item 31 \(row 1; .*step 5 of 10 \(evaluated at t = 0\.\d+",
     ):
         sampler(broken, like=shapes(3, 4), noise=Noise(0, [30, 31, 32]))
     start = {name: leaf + 1.0 for name, leaf in shapes(2, 4).items()}
@@ -340,17 +353,83 @@ def test_grids_are_equal_steps_in_their_variable() -> None:
 # --- cost --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("leaves", "bound"), [(1, 25e-6), (3, 60e-6)])
-def test_a_step_costs_little(leaves: int, bound: float) -> None:
+def identity(leaves: int, steps: int, wrapped: bool):
+    """A network that returns its input, bare or in a `Denoiser`, with the plan of abm(3)."""
     names = list("abc")[:leaves]
     state = {name: torch.zeros(1, 2) for name in names}
-    plan = samplers.unipc(3, 100).plan({name: GaussianPath(Cosine()) for name in names})
+    paths = {name: GaussianPath(Cosine()) for name in names}
+    plan = samplers.abm(3, steps).plan(paths)
+    if wrapped:
+        return state, plan, Denoiser(lambda s, t, c: s, paths, "angular")
+    return state, plan, lambda s, t, c, to: s
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "denoiser"])
+@pytest.mark.parametrize(("leaves", "bound"), [(1, 25e-6), (3, 60e-6)])
+def test_a_step_costs_little(leaves: int, bound: float, wrapped: bool) -> None:
+    state, plan, denoiser = identity(leaves, 100, wrapped)
     noise, best = Noise(0, [0]), math.inf
     with torch.no_grad():
         for _ in range(20):
             carry, begin = plan.init(state, noise), time.process_time()
             while carry.step < 100:
-                carry = plan.step(lambda s, t, c, to: s, carry)
+                carry = plan.step(denoiser, carry)
             best = min(best, (time.process_time() - begin) / 100)
     # The bound is the target on an idle core; a loaded machine is given three times as much.
     assert best < 3 * bound
+
+
+@pytest.mark.parametrize("name", ["abm", "sde_dpmpp_2m"])
+def test_memory_does_not_grow_with_the_steps(name: str) -> None:
+    """How many tensors of the state's shape are alive after 10 steps and after 200."""
+    sampler = samplers.preset(name, 200, grid=grids.uniform_time(0.05, 0.95))
+    denoiser, shape = gaussian(Cosine()), (7, 11, 13)
+    counts = {}
+
+    def callback(carry) -> None:
+        if carry.step in (10, 200):
+            gc.collect()
+            counts[carry.step] = sum(
+                type(thing) is Tensor and thing.shape == shape for thing in gc.get_objects()
+            )
+
+    with torch.no_grad():
+        sampler(denoiser, start=torch.zeros(shape), callback=callback)
+    assert counts[200] <= counts[10] <= 12
+
+
+class Synchronised(TorchDispatchMode):
+    """Refuses what would make the host wait for a device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")):
+            raise AssertionError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("per_item", [False, True])
+@pytest.mark.parametrize("name", ["abm", "unipc", "sde_dpmpp_2m"])
+def test_no_step_waits_for_the_device(name: str, per_item: bool) -> None:
+    x = torch.randn(3, 2)
+    times = np.linspace(0.05, 0.95, 9)
+    times = np.stack([times, times**1.1, times**1.2], 1) if per_item else times
+    sampler = samplers.preset(name, 8, compensation=0.9, leaves={"state": {"max_ratio": 9.0}})
+    plan = sampler.plan(GaussianPath(Cosine()), times)
+    carry = plan.init(x, Noise(0, range(3)))
+    with torch.no_grad():
+        carry = plan.step(lambda s, t, c, to: torch.tanh(s), carry).take([2, 0, 1])
+        with Synchronised():
+            while carry.step < plan.steps:
+                carry = plan.step(lambda s, t, c, to: torch.tanh(s), carry)
+        with pytest.raises(AssertionError, match="waits"), Synchronised():
+            bool(carry.state.sum() > 0)
+
+
+def test_times_are_single_precision_where_there_is_no_double(monkeypatch) -> None:
+    times = np.tile(np.linspace(0.05, 0.95, 5)[:, None], 2)
+    plan = samplers.ddim(4).plan(GaussianPath(Cosine()), times)
+    carry = plan.init(torch.zeros(2, 1), Noise(0, range(2)))
+    assert plan._time(carry).dtype == torch.float64
+    monkeypatch.setattr("sci.samplers.loop.widest", lambda device: torch.float32)
+    assert plan._time(carry).dtype == torch.float32
