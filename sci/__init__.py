@@ -20,10 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sci.denoiser import Denoiser as Denoiser
+    from sci.denoiser import Joined as Joined
+    from sci.denoiser import Wrapped as Wrapped
     from sci.model import Model as Model
     from sci.model import load as load
     from sci.noise import Noise as Noise
+    from sci.paths import CategoricalPath as CategoricalPath
     from sci.paths import GaussianPath as GaussianPath
+    from sci.paths import GeodesicPath as GeodesicPath
+    from sci.paths import HeavyTailedPath as HeavyTailedPath
     from sci.paths import Interpolant as Interpolant
     from sci.report import Report as Report
 
@@ -36,9 +41,12 @@ _MODULES = (
     "cli",
     "demo",
     "denoiser",
+    "devices",
     "fields",
     "files",
     "generation",
+    "guidance",
+    "kinetic",
     "metrics",
     "model",
     "noise",
@@ -55,14 +63,20 @@ _MODULES = (
     "spaces",
     "training",
     "tree",
+    "tuning",
 )
 _NAMES = {
+    "CategoricalPath": "sci.paths",
     "Denoiser": "sci.denoiser",
     "GaussianPath": "sci.paths",
+    "GeodesicPath": "sci.paths",
+    "HeavyTailedPath": "sci.paths",
     "Interpolant": "sci.paths",
+    "Joined": "sci.denoiser",
     "Model": "sci.model",
     "Noise": "sci.noise",
     "Report": "sci.report",
+    "Wrapped": "sci.denoiser",
     "load": "sci.model",
 }
 

@@ -1,4 +1,4 @@
-"""The command ``sci``: list models, sample, train, evaluate, and take the tour."""
+"""The command ``sci``: list models, sample, train, tune, evaluate, and take the tour."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def friendly(command: F) -> F:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except typer.Exit:
+            raise
         except KeyboardInterrupt:
             _complain("interrupted; run the same command again to continue")
             raise typer.Exit(130) from None
@@ -166,6 +168,65 @@ def sample(
     )
     if int(os.environ.get("RANK", 0)) == 0:
         typer.echo(f"{path}: {n} items of {name}, sampling seed {seed}")
+
+
+@app.command()
+@friendly
+def tune(
+    name: Annotated[str, typer.Argument(help="A trained model: its name or its folder.")],
+    nfe: Annotated[
+        list[int], typer.Option("--nfe", help="Network evaluations an item; repeatable.")
+    ],
+    n: Annotated[int, typer.Option("-n", "--number", help="Items; half fit, half judge.")] = 128,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A folder to copy the model to, with what is found."),
+    ] = None,
+    settings: Settings = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Evaluations an item to search; 500 times --nfe.")
+    ] = None,
+    teacher: Annotated[int, typer.Option(help="Evaluations of the fine trajectory.")] = 200,
+    measure: Annotated[
+        str, typer.Option(help="What is made small: distance, square, geometric or median.")
+    ] = "distance",
+    seed: Annotated[int, typer.Option(help="The seed of the items and of the search.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Items at once.")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Fit samplers of few evaluations to a model and keep them with it; Ctrl-C keeps the best so far."""
+    from sci import checkpoint
+    from sci.model import find_folder, load
+    from sci.tuning import table, tune_model
+
+    folder = find_folder(name)
+    if out is not None:
+        checkpoint.stands(folder, out)
+    elif not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be written to: give a folder to copy the model to, -o FOLDER"
+        )
+    model = load(name, device)
+    fields = _request(model, settings or ())
+    found = []
+    for count in dict.fromkeys(nfe):
+        tuned = tune_model(
+            model, count, n, budget, teacher, measure, seed, not quiet, batch_size, **fields
+        )
+        found.append(tuned)
+        if tuned.improved:
+            if out is not None:
+                checkpoint.copy(folder, out)
+            path = checkpoint.write_samplers(out or folder, {count: tuned})
+            typer.echo(f"{path}: the sampler of {count} evaluations")
+        if tuned.interrupted:
+            break
+    _console().print(table(found))
+    if found[-1].interrupted:
+        kept = "the best so far was kept" if found[-1].improved else "nothing better was found yet"
+        _complain(f"interrupted at {found[-1].nfe} evaluations; {kept}")
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import math
 import tomllib
@@ -17,6 +18,7 @@ import numpy as np
 __all__ = ["build", "parse", "plain", "unknown"]
 
 T = TypeVar("T")
+_DATES = (datetime.date, datetime.time)  # a datetime is a date
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -83,10 +85,14 @@ def plain(value: Any) -> Any:
 def parse(assignment: str) -> tuple[list[str], Any]:
     """Splits ``a.b=value`` into its keys and its value, which is read as TOML, else as text.
 
+    Dates and times stay text.
+
     >>> parse("optimiser.lr=2e-3")
     (['optimiser', 'lr'], 0.002)
     >>> parse("data.folder=runs/mine")
     (['data', 'folder'], 'runs/mine')
+    >>> parse("data.since=2024-05-01")
+    (['data', 'since'], '2024-05-01')
 
     Raises:
         ValueError: If there is no ``=`` or an empty key.
@@ -101,7 +107,18 @@ def parse(assignment: str) -> tuple[list[str], Any]:
         table = tomllib.loads(f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
         return keys, text.strip()
-    return keys, table["value"] if list(table) == ["value"] else text.strip()
+    if list(table) != ["value"] or isinstance(table["value"], _DATES):
+        return keys, text.strip()
+    return keys, _undated(table["value"])
+
+
+def _undated(value: Any) -> Any:
+    """The value with the dates in its lists and tables as text: no field holds dates, and JSON has none."""
+    if isinstance(value, list):
+        return [_undated(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _undated(item) for key, item in value.items()}
+    return value.isoformat() if isinstance(value, _DATES) else value
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

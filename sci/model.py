@@ -1,9 +1,9 @@
 """The contract of a model: configuration, losses, generation; and its checkpoint folder.
 
-A checkpoint is a folder of three files: ``model.safetensors`` (the weights, float32 or float16),
-``config.json`` (format version, the model's short name, its configuration, the SHA-256 of the weights, how
-it was trained) and ``card.md`` (what it is, its licence, its measured quality). Nothing in it is code:
-the class is found from the short name through the registry.
+A checkpoint is a folder: ``model.safetensors`` (the weights, float32 or float16), ``config.json`` (format
+version, the model's short name, its configuration, the SHA-256 of the weights, how it was trained),
+``card.md`` (what it is, its licence, its measured quality), and ``samplers.json`` where samplers were fitted
+to it (``sci tune``). Nothing in it is code: the class is found from the short name through the registry.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sci import checkpoint, files, registry
+from sci.devices import choose_device
 from sci.fields import build, plain, unknown
 from sci.noise import Noise
+
+if TYPE_CHECKING:
+    from sci.samplers import Multistep
+    from sci.tuning.tuned import Tuned
 
 __all__ = [
     "Model",
     "ParameterGroup",
     "Prepared",
+    "Problem",
     "TrainingData",
     "always",
     "choose_device",
     "evaluating",
+    "find_folder",
     "load",
     "positive",
 ]
@@ -88,6 +95,23 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What a sampler is given for some items.
+
+    Arguments:
+        denoiser: A :class:`sci.Denoiser`, or a wrapper of one.
+        like: A tree of the shape of their state, each leaf (B, ...).
+        condition: A tree with a batch axis, or None.
+        sampler: What samples them unless another one is asked for; None for ``sci.samplers.default``.
+    """
+
+    denoiser: Any
+    like: Any
+    condition: Any = None
+    sampler: Any = None
+
+
+@dataclass(frozen=True)
 class NoFields:
     """A configuration or request without fields."""
 
@@ -97,7 +121,8 @@ class Model(nn.Module):
 
     A subclass names its ``Config``, ``Request`` and ``Data`` classes and its short ``name``, builds its
     networks in ``__init__(config)`` (calling ``super().__init__(config)`` first), and defines
-    :meth:`losses`, :meth:`prepare` and :meth:`generate`.
+    :meth:`losses`, :meth:`prepare` and :meth:`generate`; :meth:`problem`, too, where samplers are to be
+    fitted to it (``sci tune``).
 
     Attributes:
         Config: Frozen dataclass of JSON-able fields: all that ``__init__`` needs.
@@ -106,6 +131,7 @@ class Model(nn.Module):
             ``suffixes`` are the files it can be written to.
         name: The short name in ``config.json``; the registry finds the class by it.
         batch_size: Items a batch when sampling, unless the user says otherwise.
+        tuned: Samplers that were fitted to these weights, by their network evaluations an item.
 
     Arguments:
         config: An instance of ``Config``.
@@ -126,6 +152,7 @@ class Model(nn.Module):
             )
         self.config = config
         self.training_record: dict[str, Any] = {}
+        self.tuned: dict[int, Tuned] = {}
 
     @classmethod
     def prepare(cls, options: dict[str, Any], origin: Any = None) -> Prepared:
@@ -174,6 +201,21 @@ class Model(nn.Module):
             An instance of ``Data`` of ``len(items)`` items; its ``attrs`` name the sampler and the NFE.
         """
         raise TypeError(f"{type(self).__name__} defines no generate, so it cannot be sampled")
+
+    def problem(self, request: Any, items: Sequence[int], noise: Noise) -> Problem:
+        """What a sampler is given to generate the items; arguments as for :meth:`generate`.
+
+        A model that defines it calls it in :meth:`generate`, and can be tuned.
+        """
+        raise TypeError(
+            f"{type(self).__name__} defines no problem(request, items, noise), so no sampler can be "
+            "fitted to it: return a sci.model.Problem from it, what generate() gives its sampler"
+        )
+
+    def tuned_sampler(self, steps: int) -> Multistep | None:
+        """The sampler that was fitted to the model for so many evaluations an item, if there is one."""
+        tuned = self.tuned.get(steps)
+        return None if tuned is None else tuned.sampler()
 
     @property
     def device(self) -> torch.device:
@@ -250,8 +292,10 @@ class Model(nn.Module):
         }
 
     def digest(self) -> str:
-        """SHA-256 over the name, the configuration and the weights: the identity of the trained model."""
+        """SHA-256 over the name, the configuration, the weights and the samplers fitted to them."""
         total = hashlib.sha256(files.digest([self.name, plain(self.config)]).encode())
+        if self.tuned:
+            total.update(files.digest(plain(self.tuned)).encode())
         for key, value in sorted(self.state_dict().items()):
             array = value.detach().cpu().contiguous()
             total.update(f"\0{key}\0{array.dtype}\0{tuple(array.shape)}\0".encode())
@@ -268,7 +312,8 @@ class Model(nn.Module):
         """Writes the checkpoint folder; each file appears whole, ``config.json`` last.
 
         Arguments:
-            folder: The folder; an existing checkpoint in it is replaced, its card kept if none is given.
+            folder: The folder; an existing checkpoint in it is replaced, its card kept if none is given,
+                its fitted samplers replaced by those of this model.
             card: The model card, in Markdown.
             dtype: ``torch.float16`` halves the size of floating weights; None keeps them as they are.
             training: How the model was trained; None keeps what the model carries.
@@ -281,7 +326,9 @@ class Model(nn.Module):
         """
         folder = Path(folder)
         record = self.training_record if training is None else dict(training)
-        checkpoint.write(folder, self.name, self.config, self.state_dict(), record, card, dtype)
+        checkpoint.write(
+            folder, self.name, self.config, self.state_dict(), record, card, dtype, self.tuned
+        )
         return folder
 
     @classmethod
@@ -312,6 +359,7 @@ class Model(nn.Module):
                 f"{folder / 'model.safetensors'} does not fit the configuration beside it: {error}"
             ) from error
         model.training_record = entries["training"]
+        model.tuned = checkpoint.read_samplers(folder, entries["weights_sha256"])
         return model.eval()
 
     @classmethod
@@ -342,48 +390,29 @@ def load(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> Mo
         FileNotFoundError, sci.files.FileDamaged, ValueError: As :meth:`Model.load`.
     """
     chosen = choose_device(device)
+    model = Model.load(find_folder(name))
+    if os.fspath(name) in registry.models():
+        model.training_record = {**model.training_record, "name": os.fspath(name)}
+    return model.to(chosen)
+
+
+def find_folder(name: str | os.PathLike[str]) -> Path:
+    """The checkpoint folder of a model that ships, by name, or the given folder.
+
+    Raises:
+        KeyError: If it is neither a known name (close names are listed) nor a folder.
+        FileNotFoundError: If it is the path of no folder.
+    """
     text = os.fspath(name)
     if text in registry.models():
-        model = Model.load(registry.model(text).folder)
-        model.training_record = {**model.training_record, "name": text}
-        return model.to(chosen)
+        return registry.model(text).folder
     if Path(text).is_dir():
-        return Model.load(text).to(chosen)
+        return Path(text)
     if len(Path(text).parts) > 1:
         raise FileNotFoundError(f"there is no checkpoint folder {text}")
     raise KeyError(
         f"{unknown('model', text, registry.models())} (there is no folder of that name either)"
     )
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of a name; ``"auto"`` takes CUDA, else Apple's MPS, else the CPU.
-
-    Of several CUDA devices a process started by torchrun takes its own for ``"auto"`` and ``"cuda"``.
-
-    Raises:
-        ValueError: If the name is no device, or the device is not there.
-    """
-    if str(device) in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if str(device) == "auto":
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    wrong = f"{str(device)!r} is no device here; expected auto, cpu, cuda, cuda:1 or mps"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(wrong) from error
-    if chosen.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(wrong)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device is available here; use device='cpu' or 'auto'")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"there is no {chosen}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
-        )
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("no MPS device is available here; use device='cpu' or 'auto'")
-    return chosen
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def refused(result: Result, *texts: str) -> None:
 def test_version_and_help() -> None:
     assert run("--version").output == f"sciflows {sci.__version__}\n"
     words = run("--help").output
-    for command in ("models", "sample", "train", "evaluate", "demo"):
+    for command in ("models", "sample", "train", "tune", "evaluate", "demo"):
         assert command in words
 
 
@@ -75,6 +75,7 @@ def test_sample_refuses_bad_input(folder: Path, tmp_path: Path) -> None:
     refused(run("sample", folder, *out, "--set", "stepps=3"), "did you mean 'steps'")
     refused(run("sample", folder, *out, "--set", "steps"), "name=value")
     refused(run("sample", folder, *out, "--set", "steps=0"), "at least 1")
+    refused(run("sample", folder, *out, "--set", "steps=2024-05-01"), "'2024-05-01'", "int")
     refused(run("sample", folder, *out, "--device", "gpu0"), "no device")
     refused(run("sample", folder, "-n", 3, "-o", tmp_path / "a.pdf", "-q"), ".pdf", ".h5")
     (folder / "model.safetensors").write_bytes(b"nothing")

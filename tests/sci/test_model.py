@@ -14,6 +14,7 @@ from toy import Alternating, Config, Points, Toy
 
 import sci
 from sci import files
+from sci.fields import parse
 from sci.model import Model, choose_device
 
 
@@ -187,3 +188,12 @@ def test_each_process_of_torchrun_takes_its_own_device(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert {str(choose_device(name)) for name in ("auto", "cuda")} == {"cuda:3"}
+
+
+def test_dates_in_settings_stay_text() -> None:
+    """TOML reads them as dates, which no field holds and no JSON file can keep."""
+    for text in ("2024-05-01", "2024-05-01T10:30:00Z", "10:30:00"):
+        assert parse(f"a.b={text}") == (["a", "b"], text)
+    assert parse("a=[2024-05-01, 3]") == (["a"], ["2024-05-01", 3])
+    assert parse("a={from = 2024-05-01}") == (["a"], {"from": "2024-05-01"})
+    assert parse("a=2024") == (["a"], 2024)
