@@ -1,0 +1,1 @@
+"""Error against network evaluations on exact mixtures: sciflows beside its peers, in one run."""
