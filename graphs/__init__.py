@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sci.graphs.mended import MendedGDSS as MendedGDSS
     from sci.graphs.metrics import mmd as mmd
     from sci.graphs.molecules import Molecules as Molecules
+    from sci.graphs.properties import PropertySurrogate as PropertySurrogate
+    from sci.graphs.scaffolds import Scaffold as Scaffold
 
 _NAMES = {
     "GDSS": "sci.graphs.gdss",
@@ -24,6 +26,8 @@ _NAMES = {
     "Graphs": "sci.graphs.dense",
     "MendedGDSS": "sci.graphs.mended",
     "Molecules": "sci.graphs.molecules",
+    "PropertySurrogate": "sci.graphs.properties",
+    "Scaffold": "sci.graphs.scaffolds",
     "Vocabulary": "sci.graphs.encoding",
     "encode_smiles": "sci.graphs.encoding",
     "mmd": "sci.graphs.metrics",
@@ -32,6 +36,7 @@ _MODULES = (
     "building",
     "chemnet",
     "dense",
+    "descriptors",
     "encoding",
     "graph_files",
     "isomorphism",
@@ -42,6 +47,7 @@ _MODULES = (
     "molecules",
     "orbits",
     "plots",
+    "scaffolds",
 )
 
 __all__ = [*_MODULES, *_NAMES]

@@ -14,6 +14,8 @@ The idea stays, and four things in it change:
   alone.
 * Sizes are drawn from the training law first; no step depends on the other graphs of a batch.
 
+A request may ask for properties, or for a scaffold that every molecule keeps: see :mod:`sci.graphs.guided`.
+
 References:
     | Score-based Generative Modeling of Graphs via the System of Stochastic Differential Equations
       (Jo, Lee and Hwang, 2022)
@@ -22,8 +24,9 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -33,13 +36,14 @@ from torch.nn import functional
 
 from sci import samplers
 from sci.denoiser import Denoiser
+from sci.graphs import guided, scaffolds
 from sci.graphs.dense import Graphs
 from sci.graphs.mended_network import JointNetwork, Layout, log_posterior
 from sci.graphs.molecules import Molecules
 from sci.graphs.pairs import to_dense, to_pairs
 from sci.graphs.sizes import draw_sizes
 from sci.graphs.training_data import decode, split, within
-from sci.model import Model, Prepared
+from sci.model import Model, Prepared, Problem
 from sci.noise import Noise
 from sci.paths import GaussianPath
 from sci.schedules import Cosine
@@ -99,13 +103,25 @@ class MendedGDSSRequest:
     """What to generate.
 
     Arguments:
-        steps: Network evaluations a graph, at least 2.
-        sampler: ``"default"``, or the name of a preset of :mod:`sci.samplers`.
-        stochasticity: Noise of the default sampler, tau >= 0: 0 follows the probability-flow
-            ODE, 1 the reverse SDE; None takes 0 below 40 steps and 1 from there on.
+        steps: Network evaluations a graph, at least 2; the guided ones go back through the network, too.
+        sampler: ``"default"``: the one fitted to the model for so many steps (``sci tune``), or, where there is
+            none and for guided requests, that of :meth:`MendedGDSS.sampler`; ``"tuned"`` and ``"untuned"`` insist on
+            the one or the other; or the name of a preset of :mod:`sci.samplers`.
+        stochasticity: Noise of the sampler, tau >= 0: 0 follows the probability-flow ODE, 1 the reverse SDE;
+            None takes the preset's own, and for the untuned default 0 below 40 steps, 1 from there on and for
+            guided requests, whose errors the noise mends.
         size: Number of nodes of every graph; None draws it from the training law.
         precision: ``"bfloat16"`` runs the network under autocast, meant for GPUs: on a CPU it is no
             faster. The class probabilities are then rounded to two or three digits.
+        scaffold: A part that every molecule keeps exactly: SMILES, with ``*`` where the rest may be attached; for
+            graphs without labels edges, ``"0-1 1-2 2-0"``, or a networkx graph. See :mod:`sci.graphs.scaffolds`.
+            Sizes are then drawn from the training law above the scaffold's own.
+        repeats: How often each step of a scaffold's completion is gone back and repeated, at least 1; multiplies
+            the cost.
+        targets: Wanted properties, ``{"logp": 1.0, "qed": 0.5}``; ``--set targets.logp=1.0`` on the command line.
+        guidance: Strength w with which targets and scaffold are followed, >= 0; 1 is Bayes' rule on marginal
+            probabilities, which is too weak. None takes 8 for targets and 2 for scaffolds.
+        surrogate: The model that predicts the properties: a name or a checkpoint folder.
     """
 
     steps: int = 20
@@ -113,6 +129,11 @@ class MendedGDSSRequest:
     stochasticity: float | None = None
     size: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    scaffold: str | None = None
+    repeats: int = 1
+    targets: dict[str, float] = field(default_factory=dict)
+    guidance: float | None = None
+    surrogate: str = "properties-qm9"
 
     def __post_init__(self) -> None:
         if self.steps < 2:
@@ -121,6 +142,22 @@ class MendedGDSSRequest:
             raise ValueError(f"stochasticity is {self.stochasticity}; expected a number >= 0")
         if self.size is not None and self.size < 1:
             raise ValueError(f"size is {self.size}; expected at least 1 node")
+        if self.repeats < 1 or (self.repeats > 1 and self.scaffold is None):
+            raise ValueError(
+                f"repeats is {self.repeats}; expected 1 or, with a scaffold, a larger number"
+            )
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance is {self.guidance}; expected a number >= 0")
+        for name, value in self.targets.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"targets.{name} is {value!r}; expected a number")
+            if not math.isfinite(value):
+                raise ValueError(f"targets.{name} is {value}; expected a finite number")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there are targets or a scaffold."""
+        return bool(self.targets) or self.scaffold is not None
 
 
 class MendedGDSS(Model):
@@ -273,43 +310,85 @@ class MendedGDSS(Model):
         return Denoiser(network, self.paths, predicts="data", mask="mask")
 
     def sampler(self, request: MendedGDSSRequest) -> Any:
-        """The sampler of a request, on the model's span of times."""
+        """The sampler of a request, on times that follow the law of training times.
+
+        Raises:
+            ValueError: For an unknown sampler, or a budget for which none was fitted.
+        """
+        if self._takes_tuned(request):
+            return self.tuned_sampler(request.steps)
         settings: dict[str, Any] = {
             "steps": request.steps,
-            "grid": samplers.grids.from_times(
-                self.times(np.linspace(0.0, 1.0, request.steps)).tolist()
-            ),
+            "grid": samplers.grids.from_quantiles(self.times),
             "final": "data",
         }
         if request.stochasticity is not None:
             settings["stochasticity"] = request.stochasticity
-        if request.sampler != "default":
+        if request.sampler == "adaptive":  # it finds its own times
+            start, stop = self.config.span
+            return samplers.adaptive(steps=request.steps, start=start, stop=stop, final="data")
+        if request.sampler not in ("default", "untuned"):
             return samplers.preset(request.sampler, **settings)
-        settings.setdefault("stochasticity", 0.0 if request.steps < 40 else 1.0)
+        noisy = request.guided or request.steps >= 40
+        settings.setdefault("stochasticity", 1.0 if noisy else 0.0)
         return samplers.Multistep(kind="data", order=2, rule="half", **settings)
 
-    def generate(
-        self, request: MendedGDSSRequest, items: Sequence[int], noise: Noise
-    ) -> Molecules | Graphs:
-        """Molecules or graphs of the items' sizes; see :class:`MendedGDSSRequest`."""
-        sizes = draw_sizes(self.config.sizes, noise, request.size, len(self.config.sizes) - 1).to(
-            self.device
+    def _takes_tuned(self, request: MendedGDSSRequest) -> bool:
+        """Whether a request is for a sampler that was fitted to the model."""
+        fitted = request.stochasticity is None and request.steps in self.tuned
+        if request.sampler == "tuned" and not fitted:
+            raise ValueError(
+                f"no sampler was fitted to this model for {request.steps} steps (there is one for "
+                f"{', '.join(map(str, sorted(self.tuned))) or 'no number of steps'}), or a stochasticity was asked "
+                "for, which fitted ones do not take; `sci tune` fits one"
+            )
+        return fitted and (
+            request.sampler == "tuned" or (request.sampler == "default" and not request.guided)
         )
+
+    @classmethod
+    def request(cls, **fields: Any) -> MendedGDSSRequest:
+        """Makes a request; takes ``targets.logp=1.0`` for an entry of ``targets``, and a networkx scaffold."""
+        targets = fields.get("targets", {})
+        for name in [name for name in fields if name.startswith("targets.")]:
+            targets = {**targets, name.removeprefix("targets."): fields.pop(name)}
+        if targets:
+            fields["targets"] = targets
+        if hasattr(fields.get("scaffold"), "adjacency"):
+            fields["scaffold"] = scaffolds.edge_list(fields["scaffold"])
+        made: MendedGDSSRequest = super().request(**fields)
+        return made
+
+    def problem(self, request: MendedGDSSRequest, items: Sequence[int], noise: Noise) -> Problem:
+        """What the sampler is given: the guided denoiser, and the items' sizes as the mask of the condition."""
+        scaffold = guided.scaffold_of(self, request)
+        largest = len(self.config.sizes) - 1
+        least = 1 if scaffold is None else guided.least_size(self.config.sizes, scaffold, request)
+        sizes = draw_sizes(self.config.sizes, noise, request.size, largest, least).to(self.device)
         mask = torch.arange(int(sizes.max()), device=self.device) < sizes[:, None]
         batch, width = mask.shape
         like = {
             "nodes": self.node_law.new_zeros(batch, width, len(self.node_law)),
             "edges": self.edge_law.new_zeros(batch, width, width, len(self.edge_law)),
         }
-        sampler = self.sampler(request)
-        result = sampler(
-            self.denoiser(request.precision), like=like, condition={"mask": mask}, noise=noise
+        denoiser = guided.guide(self, self.denoiser(request.precision), request, scaffold, width)
+        sampler = guided.repeating(self.sampler(request), request.repeats)
+        return Problem(denoiser, like, {"mask": mask}, sampler)
+
+    def generate(
+        self, request: MendedGDSSRequest, items: Sequence[int], noise: Noise
+    ) -> Molecules | Graphs:
+        """Molecules or graphs of the items' sizes; see :class:`MendedGDSSRequest`."""
+        problem = self.problem(request, items, noise)
+        result = problem.sampler(
+            problem.denoiser, like=problem.like, condition=problem.condition, noise=noise
         )
+        sampler = getattr(problem.sampler, "sampler", problem.sampler)  # that of Resampled
         nodes = (result.state["nodes"] + self.node_law).argmax(-1)
         edges = (result.state["edges"] + self.edge_law).argmax(-1)
         attrs = {
-            "sampler": request.sampler,
-            "stochasticity": sampler.stochasticity,
+            "sampler": "tuned" if self._takes_tuned(request) else request.sampler,
+            "stochasticity": getattr(sampler, "stochasticity", 0.0),
             "nfe": result.nfe,
         }
-        return decode(nodes, edges, mask, self.config.atoms, attrs)
+        return decode(nodes, edges, problem.condition["mask"], self.config.atoms, attrs)

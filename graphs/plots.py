@@ -34,6 +34,7 @@ def molecule_grid(
     size: int = 220,
     labels: Sequence[str] | None = None,
     skip_invalid: bool = False,
+    highlight: Sequence[Sequence[int]] | None = None,
 ) -> Image:
     """A grid picture of molecules.
 
@@ -45,12 +46,13 @@ def molecule_grid(
         labels: A line below each picture; the SMILES when None, "not valid" where there is none.
         skip_invalid: Draw the first valid ones instead. Otherwise a molecule that is not valid is drawn as it was
             built, and labelled so.
+        highlight: For each picture the atoms to be marked, with the bonds between them; not with ``skip_invalid``.
 
     Returns:
         A PIL image; ``image.save("molecules.png")`` writes it.
 
     Raises:
-        ValueError: There is nothing to draw, or there are too few labels.
+        ValueError: There is nothing to draw, or there are too few labels or highlights.
     """
     from PIL import Image as images
     from rdkit import Chem
@@ -60,6 +62,8 @@ def molecule_grid(
     from sci.graphs import building
 
     if skip_invalid:
+        if highlight is not None:
+            raise ValueError("highlight cannot follow skip_invalid; choose the molecules yourself.")
         molecules = molecules[: 10 * count]
         molecules = molecules[molecules.valid]
     molecules = molecules[:count]
@@ -91,7 +95,9 @@ def molecule_grid(
     style.legendFraction = 0.11
     style.setLegendColour((0.35, 0.40, 0.45))
     style.drawMolsSameScale = False
-    canvas.DrawMolecules(drawn, legends=texts)
+    style.setHighlightColour((0.97, 0.80, 0.55))
+    marked = _marked(drawn, highlight)
+    canvas.DrawMolecules(drawn, legends=texts, highlightAtoms=marked[0], highlightBonds=marked[1])
     canvas.FinishDrawing()
     return images.open(io.BytesIO(canvas.GetDrawingText()))
 
@@ -261,6 +267,28 @@ def _labels(given: Sequence[str] | None, default: list[str]) -> list[str]:
             f"There are {len(given)} labels for {len(default)} pictures; give one each."
         )
     return [str(text) for text in given[: len(default)]]
+
+
+def _marked(
+    mols: Sequence[Any], highlight: Sequence[Sequence[int]] | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Atoms and bonds of each picture that are highlighted."""
+    if highlight is None:
+        return [[] for _ in mols], [[] for _ in mols]
+    if len(highlight) < len(mols):
+        raise ValueError(
+            f"There are {len(highlight)} highlights for {len(mols)} pictures; give one each."
+        )
+    atoms = [[int(k) for k in chosen] for chosen in highlight[: len(mols)]]
+    bonds = [
+        [
+            bond.GetIdx()
+            for bond in mol.GetBonds()
+            if {bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()} <= set(chosen)
+        ]
+        for mol, chosen in zip(mols, atoms, strict=True)
+    ]
+    return atoms, bonds
 
 
 def _legend_height(size: int) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sci import samplers
 from sci.graphs.dense import Graphs
 from sci.graphs.mended import MendedGDSS, MendedGDSSConfig
 from sci.graphs.mended_network import (
@@ -17,6 +18,7 @@ from sci.graphs.mended_network import (
 from sci.graphs.molecules import Molecules
 from sci.graphs.pairs import pair_index, to_dense, to_pairs
 from sci.graphs.training_data import GraphTraining, split
+from sci.noise import Noise
 
 SMALL = {"depth": 2, "node_width": 32, "pair_width": 24, "triangle_width": 4, "time_width": 16}
 
@@ -180,6 +182,65 @@ def test_size_and_sampler_can_be_asked_for():
         )
     ).sample(5, steps=3, stochasticity=1.0, progress=False)
     assert isinstance(graphs, Graphs) and len(graphs) == 5 and set(graphs.sizes) <= {3, 4}
+
+
+def test_problem_is_what_generate_samples():
+    model = molecule_model()
+    request = model.request(steps=3)
+    problem = model.problem(request, range(4), Noise(2, range(4)))
+    assert problem.sampler.steps == 3 and problem.condition["mask"].shape[0] == 4
+    with torch.no_grad():
+        result = problem.sampler(
+            problem.denoiser,
+            like=problem.like,
+            condition=problem.condition,
+            noise=Noise(2, range(4)),
+        )
+        data = model.generate(request, range(4), Noise(2, range(4)))
+    atoms = (result.state["nodes"] + model.node_law).argmax(-1).numpy()
+    assert np.array_equal(np.where(data.mask, atoms, -1), data.atoms)
+
+
+def test_samplers_visit_quantiles_of_the_law_of_times():
+    model = molecule_model()
+    plan = model.sampler(model.request(steps=7)).plan(model.paths)
+    np.testing.assert_allclose(plan.times, model.times(np.linspace(0, 1, 7)), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["heun", "rk4", "dpm_solver", "unipc", "sde_dpmpp_2m"])
+def test_presets_take_as_many_evaluations_as_asked(name):
+    molecules = molecule_model().sample(3, sampler=name, steps=9, progress=False)
+    assert molecules.attrs["nfe"] == 9 and molecules.attrs["sampler"] == name
+
+
+def test_the_adaptive_sampler_keeps_to_the_span():
+    molecules = molecule_model().sample(3, sampler="adaptive", steps=500, progress=False)
+    assert 10 < molecules.attrs["nfe"] <= 500
+
+
+def test_tuned_samplers_are_preferred_where_there_are_some():
+    model = molecule_model()
+
+    class Fitted:
+        def sampler(self):
+            return samplers.ddim(
+                4, grid=samplers.grids.from_times([0.1, 0.3, 0.5, 0.8]), final="data"
+            )
+
+    model.tuned = {4: Fitted()}
+    fitted, plain = (model.sampler(model.request(steps=4, sampler=s)) for s in ("tuned", "untuned"))
+    assert fitted.order == 1 and plain.order == 2
+    assert model.sampler(model.request(steps=4)).order == 1
+    assert model.sampler(model.request(steps=5)).order == 2
+    assert model.sampler(model.request(steps=4, stochasticity=0.5)).order == 2
+    assert model.sampler(model.request(steps=4, scaffold="CC")).order == 2
+    assert model.sample(2, steps=4, progress=False).attrs["sampler"] == "tuned"
+    for fields in ({"steps": 5}, {"steps": 4, "stochasticity": 0.0}):
+        with pytest.raises(ValueError, match=r"there is one for 4\)"):
+            model.sampler(model.request(sampler="tuned", **fields))
+    model.tuned = {}
+    with pytest.raises(ValueError, match="sci tune"):
+        model.sampler(model.request(sampler="tuned"))
 
 
 @pytest.mark.parametrize(
