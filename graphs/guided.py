@@ -51,6 +51,7 @@ __all__ = [
     "log_likelihood",
     "repeating",
     "scaffold_of",
+    "surrogate_of",
 ]
 
 # Strengths of targets and of scaffolds, and the standard deviations of the training molecules within which a property
@@ -84,7 +85,7 @@ def guide(
     if not request.guided:
         return denoiser
     laws = {"nodes": model.node_law, "edges": model.edge_law}
-    surrogate = _surrogate(model, request) if request.targets else None
+    surrogate = surrogate_of(model, request) if request.targets else None
     asked = request.guidance
     for_targets = TARGET_STRENGTH if asked is None else asked
     for_scaffold = SCAFFOLD_STRENGTH if asked is None else asked
@@ -160,7 +161,12 @@ def repeating(sampler: Any, repeats: int) -> Any:
     return sampler if repeats == 1 else samplers.Resampled(sampler, repeats=repeats)
 
 
-def _surrogate(model: MendedGDSS, request: MendedGDSSRequest) -> PropertySurrogate:
+def surrogate_of(model: MendedGDSS, request: MendedGDSSRequest) -> PropertySurrogate:
+    """The surrogate that a request names, on the model's device.
+
+    Raises:
+        ValueError: If it is another kind of model, or one of other elements.
+    """
     from sci.graphs.properties import PropertySurrogate
 
     surrogate = _loaded(request.surrogate, str(model.device))

@@ -359,6 +359,10 @@ class MendedGDSS(Model):
         made: MendedGDSSRequest = super().request(**fields)
         return made
 
+    def partners(self, request: MendedGDSSRequest) -> Sequence[Model]:
+        """The surrogate, for requests with targets."""
+        return [guided.surrogate_of(self, request)] if request.targets else []
+
     def problem(self, request: MendedGDSSRequest, items: Sequence[int], noise: Noise) -> Problem:
         """What the sampler is given: the guided denoiser, and the items' sizes as the mask of the condition."""
         scaffold = guided.scaffold_of(self, request)

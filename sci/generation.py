@@ -276,7 +276,7 @@ def _identity(model: Model, seed: int, request: Any, chunk: int, batch_size: int
         "format_version": _FORMAT,
         "version": __version__,
         "model": model.name,
-        "weights": model.digest(),
+        "weights": [each.digest() for each in (model, *model.partners(request))],
         "request": plain(request),
         "seed": seed,
         "chunk": chunk,

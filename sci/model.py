@@ -212,6 +212,10 @@ class Model(nn.Module):
             "fitted to it: return a sci.model.Problem from it, what generate() gives its sampler"
         )
 
+    def partners(self, request: Any) -> Sequence[Model]:
+        """Other models that take part in a request: their weights decide the result as well."""
+        return ()
+
     def tuned_sampler(self, steps: int) -> Multistep | None:
         """The sampler that was fitted to the model for so many evaluations an item, if there is one."""
         tuned = self.tuned.get(steps)

@@ -52,3 +52,15 @@ def test_a_refused_request_does_not_stand_in_the_way(model, tmp_path):
     with pytest.raises(ValueError, match="at most 3 nodes"):
         generate(model, 4, tmp_path / "a.h5", size=9)
     assert len(Molecules.read(generate(model, 4, tmp_path / "a.h5", size=3))) == 4
+
+
+def test_another_surrogate_makes_another_file(model, tmp_path, monkeypatch):
+    """The weights of models that take part decide the result as well as the model's own."""
+    partner = torch.nn.Linear(1, 1)
+    partner.digest = lambda: "one"
+    monkeypatch.setattr(type(model), "partners", lambda self, request: [partner])
+    out = generate(model, 4, tmp_path / "a.h5")
+    assert generate(model, 8, tmp_path / "a.h5") == out
+    partner.digest = lambda: "another"
+    with pytest.raises(FileExistsError, match="not made by this model"):
+        generate(model, 12, tmp_path / "a.h5")
