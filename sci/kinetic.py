@@ -7,10 +7,10 @@ prediction keeps at each noise level,
 
 with m^2 the mean square of an element. Any trained denoiser gives it; then the path of least
 kinetic energy is a straight chord in a warped plane (`Tabulated.kinetic_optimal`), and
-`sci.denoiser.retiming.Rescheduled` samples on it:
+`sci.denoiser.Rescheduled` samples on it:
 
     schedule = sci.kinetic.optimal(denoiser, data)
-    samples = sampler(Rescheduled(denoiser, schedule), like=data)
+    samples = sampler(sci.denoiser.Rescheduled(denoiser, schedule), like=data)
 
 The best prediction is an expectation, so E |data|^2 = E |prediction|^2 + E |data - prediction|^2.
 The last term is what is measured: it is small, with a small relative error, exactly where the

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sci import tree
 from sci.denoiser.network import Denoiser, total_loss
-from sci.denoiser.wrapped import aligned, wanted_kinds
+from sci.denoiser.wrapped import aligned, check_time, wanted_kinds
 from sci.paths import Path
 
 __all__ = ["Joined"]
@@ -125,6 +125,7 @@ class Joined(Denoiser):
         mask = self.mask_of(encoded)
         if isinstance(t, Tensor) and t.dim() == 0:
             t = float(t)
+        check_time(t, len(leaves[0]))
         outputs = self._evaluate(state, leaves, t, encoded)
         name = _second(outputs)
         paths = self.layout(structure)[0]
@@ -144,6 +145,9 @@ class _Pair(nn.Module):
     def __init__(self, networks: dict[str, Callable[[Any, Tensor, Any], Any]]):
         super().__init__()
         _second(networks)
+        for name, part in networks.items():
+            if not callable(part):
+                raise TypeError(f"network '{name}' is a {type(part).__name__}: expected a callable")
         self.parts = nn.ModuleDict(
             {name: part for name, part in networks.items() if isinstance(part, nn.Module)}
         )

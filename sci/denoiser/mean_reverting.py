@@ -45,7 +45,7 @@ class MeanReverting(nn.Module):
         self,
         network: Callable[[Any, Tensor, Any], Any],
         mean: str | Callable[[Any], Any],
-        predicts: Any = "data",
+        predicts: Any = "noise",
     ):
         super().__init__()
         for kind in tree.flatten(predicts, str)[0]:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from sci import tree
-from sci.denoiser.wrapped import aligned, check_time, wanted_kinds
-from sci.paths import Path, check_kind, like_time
+from sci.denoiser.wrapped import aligned, before_data, check_time, wanted_kinds
+from sci.paths import Path, check_kind
 from sci.spaces import widest
 
 __all__ = ["Denoiser", "Encoded"]
@@ -134,6 +134,7 @@ class Denoiser(nn.Module):
 
         Raises:
             KeyError: when the denoiser has a mask and the condition has no such entry.
+            ValueError: when the mask has another shape.
         """
         if self.mask is None:
             return None
@@ -146,6 +147,10 @@ class Denoiser(nn.Module):
                 f"pass condition={{'{self.mask}': (batch, nodes) bool, ...}}"
             )
         mask = raw[self.mask]
+        if mask.dim() != 2:
+            raise ValueError(
+                f"condition['{self.mask}'] has shape {tuple(mask.shape)}: expected (batch, nodes)"
+            )
         return mask if mask.dtype == torch.bool else mask > 0.5
 
     def forward(
@@ -172,28 +177,31 @@ class Denoiser(nn.Module):
         mask = self.mask_of(encoded)
         if isinstance(t, Tensor) and t.dim() == 0:
             t = float(t)
+        check_time(t, len(leaves[0]))
+        wanted = wanted_kinds(to, structure)
+        t = before_data(t, leaves, paths, kinds, wanted)
         predictions = aligned(self._evaluate(state, leaves, t, encoded), structure)
-        return structure.unflatten(
-            [
-                path.convert(path.project(prediction, mask), kind, target, x, t)
-                for path, prediction, kind, target, x in zip(
-                    paths, predictions, kinds, wanted_kinds(to, structure), leaves, strict=True
-                )
-            ]
-        )
+        out = []
+        for path, prediction, kind, target, x in zip(
+            paths, predictions, kinds, wanted, leaves, strict=True
+        ):
+            found = path.convert(path.project(prediction, mask), kind, target, x, t)
+            # Logits of 0 in the padding would be probabilities of something.
+            discrete = kind != target and "logits" in path.heads
+            out.append(path.project(found, mask) if discrete else found)
+        return structure.unflatten(out)
 
     def _evaluate(
         self, state: Any, leaves: list[Tensor], t: Tensor | float, encoded: Encoded | None
     ) -> Any:
-        """What the network returns, at a checked time in the type of the first floating leaf."""
+        """What the network returns, at a time in the type of the first floating leaf."""
         like = leaves[0]
         batch = like.shape[0]
-        check_time(t, batch)
         if not like.is_floating_point():
             floating = [leaf for leaf in leaves if leaf.is_floating_point()]
             like = floating[0] if floating else torch.empty((), device=like.device)
         if isinstance(t, Tensor):
-            time = t.to(like.dtype)
+            time = t.to(like)
         else:
             time = like.new_full((batch,), t)
         return self.network(state, time, None if encoded is None else encoded.encoding)
@@ -216,14 +224,16 @@ class Denoiser(nn.Module):
             condition: a tree with a batch axis, or None.
             generator: for the times and the noise; torch's own when None.
             t: (B,) path times; uniform on the paths' span when None, one stratum an item.
-            weight: a function of (t, path) that returns (B,), a (B,) tensor, or None for 1.
+            weight: a function of (t, path) that returns (B,) or a number, a (B,) tensor, a number,
+                or None for 1.
             source: the other end for interpolants, a tree like data; the path's noise when None.
 
         Returns:
-            A scalar.
+            A scalar; 0 for an empty batch.
 
         Raises:
-            ValueError: when the trees disagree, or t is out of [0, 1].
+            ValueError: when the trees disagree, t is out of [0, 1], or the weights are not (B,).
+            TypeError: when a linear leaf is not floating.
         """
         structure = tree.flatten(data)[1]
         paths, kinds = self.layout(structure)
@@ -248,16 +258,25 @@ class Denoiser(nn.Module):
         batch, device = tree.batch_size(data), leaves[0].device
         if t is None:
             t = self.times(batch, generator).to(device, widest(device))
-        elif t.shape != (batch,) or not bool(((t >= 0) & (t <= 1)).all()):
-            raise ValueError(
-                f"t must have shape ({batch},) and lie in [0, 1], got {tuple(t.shape)}"
-            )
+        elif not isinstance(t, Tensor) or t.shape != (batch,):
+            got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"t must be a tensor of shape ({batch},), got {got}")
+        elif not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError("t must lie in [0, 1] (0 the source, 1 the data)")
         sources = None if source is None else aligned(source, structure)
         states: list[Tensor] = []
         targets: list[Callable[[str], Tensor]] = []
         for place, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+            if not leaf.is_floating_point() and "logits" not in path.heads:
+                raise TypeError(
+                    f"leaf '{structure.names[place] or 'state'}' is {leaf.dtype}: its "
+                    f"{type(path).__name__} needs floating data; sci.CategoricalPath takes classes"
+                )
             clean = path.project(leaf, mask)
-            end = path.random(clean, mask, generator) if sources is None else sources[place]
+            if sources is None:
+                end = path.random(clean, mask, generator)
+            else:
+                end = path.project(sources[place], mask)
             latent = path.latent(clean, mask, generator)
             given: dict[str, Any] = {"data": clean, "noise": end, "t": t}
             if latent is not None:
@@ -271,6 +290,8 @@ class Denoiser(nn.Module):
         paths share, one stratum an item, in random order."""
         spans = [path.span for path in tree.flatten(self.paths, Path)[0]]
         low, high = max(span[0] for span in spans), min(span[1] for span in spans)
+        if not low < high:
+            raise ValueError(f"the leaves share no times: their paths have the spans {spans}")
         device = torch.device("cpu") if generator is None else generator.device
         offset = torch.rand((), generator=generator, dtype=widest(device), device=device)
         order = torch.randperm(batch, generator=generator, device=device)
@@ -283,6 +304,13 @@ def total_loss(errors: list[Tensor], paths: list[Path], t: Tensor, weight: Any) 
     for path, per_item in zip(paths, errors, strict=True):
         if weight is not None:
             factor = weight(t, path) if callable(weight) else weight
-            per_item = per_item * like_time(factor, per_item)
-        total = total + per_item.mean()
+            if isinstance(factor, Tensor):
+                if factor.shape not in ((), per_item.shape):
+                    raise ValueError(
+                        f"the weights have shape {tuple(factor.shape)}: expected one an item, "
+                        f"{tuple(per_item.shape)}"
+                    )
+                factor = factor.to(per_item)
+            per_item = per_item * factor
+        total = total + per_item.sum() / max(len(per_item), 1)
     return total

@@ -7,7 +7,8 @@ log-SNR is the same, so with lambda'(t') = lambda(t) and r = sqrt(alpha^2 + sigm
     x = x' r(t) / r'(t'),    data, noise and difference unchanged,
 
 and the network never notices. `Annealed` keeps the network's time and changes the schedule that
-one leaf follows under it; `TimeShift` keeps the schedule and corrects the network's time.
+one leaf follows under it; `TimeShift`, beside them, keeps the schedule and corrects the network's
+time.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import torch
 from torch import Tensor
 
 from sci import tree
-from sci.denoiser.time_shift import TimeShift
 from sci.denoiser.wrapped import Retimed
-from sci.paths import Path, like_time
+from sci.paths import CategoricalPath, Path, like_time
 from sci.schedules import Exponential, Schedule
 
-__all__ = ["Annealed", "Rescheduled", "TimeShift"]
+__all__ = ["Annealed", "Rescheduled"]
 
 # Predictions that mean the same on every schedule.
 _FREE = ("data", "noise", "difference")
@@ -57,7 +57,7 @@ class Rescheduled(Retimed):
 
     Example:
         >>> import torch
-        >>> from sci.denoiser.network import Denoiser
+        >>> from sci.denoiser import Denoiser
         >>> from sci.paths import GaussianPath
         >>> from sci.schedules import VP, CondOT
         >>> trained = Denoiser(lambda x, t, condition: 0 * x, GaussianPath(VP()))
@@ -122,9 +122,15 @@ class Rescheduled(Retimed):
                     f"Rescheduled: at t = {probe[worst]:.4g} leaf '{self._names[0]}' asks for the "
                     f"trained time {clocks[0][worst]:.4g} and leaf '{name}' for "
                     f"{clock[worst]:.4g}, but the network has one time. Give schedules that move "
-                    "every leaf's log-SNR alike, or sci.denoiser.retiming.Annealed for a leaf that is to "
+                    "every leaf's log-SNR alike, or sci.denoiser.Annealed for a leaf that is to "
                     "run ahead"
                 )
+
+    def _kinds(self, structure: tree.Structure, wanted: list[str]) -> list[str]:
+        return [
+            "data" if not _linear(old) else kind if kind in _FREE else "difference"
+            for old, kind in zip(self.denoiser.layout(structure)[0], wanted, strict=True)
+        ]
 
     def _ask(
         self,
@@ -132,8 +138,8 @@ class Rescheduled(Retimed):
         structure: tree.Structure,
         t: Tensor | float,
         condition: Any,
-        wanted: list[str],
-    ) -> tuple[list[Tensor], list[str]]:
+        kinds: list[str],
+    ) -> list[Tensor]:
         # The layout follows the state's names, whatever their order in the tree of paths.
         trained = self.denoiser.layout(structure)[0]
         new = self.layout(structure)[0]
@@ -158,14 +164,8 @@ class Rescheduled(Retimed):
             scaled = [
                 x if ratio is None else x * ratio for x, ratio in zip(leaves, found[1], strict=True)
             ]
-        asked = [
-            "data" if not _linear(old) else kind if kind in _FREE else "difference"
-            for old, kind in zip(trained, wanted, strict=True)
-        ]
         state = structure.unflatten(scaled)
-        return tree.leaves(
-            self.denoiser(state, time, condition, to=structure.unflatten(asked))
-        ), asked
+        return tree.leaves(self.denoiser(state, time, condition, to=structure.unflatten(kinds)))
 
 
 def _linear(path: Path) -> bool:
@@ -240,8 +240,8 @@ class Annealed(Retimed):
     Arguments:
         denoiser: a `Denoiser`, or a wrapper of one.
         rates: {leaf: rate}: a schedule; a number c for `sci.schedules.Exponential(c)`; or a path
-            that replaces the leaf's, the way for rotations (`sci.paths.geodesic.GeodesicPath`). The
-            leaf of a bare tensor is "state".
+            that replaces the leaf's, the way for rotations and classes (`sci.GeodesicPath`). The leaf
+            of a bare tensor is "state".
 
     Raises:
         KeyError: for a leaf that the denoiser does not have; lists close names.
@@ -249,7 +249,7 @@ class Annealed(Retimed):
 
     Example:
         >>> import torch
-        >>> from sci.denoiser.network import Denoiser
+        >>> from sci.denoiser import Denoiser
         >>> from sci.paths import GaussianPath
         >>> from sci.schedules import CondOT
         >>> trained = Denoiser(lambda x, t, condition: 0 * x + 1, GaussianPath(CondOT()))
@@ -282,29 +282,33 @@ class Annealed(Retimed):
         """The inner denoiser's paths, with the new schedules."""
         return self._outer
 
+    def _kinds(self, structure: tree.Structure, wanted: list[str]) -> list[str]:
+        trained, kinds = self.denoiser.layout(structure)
+        return [
+            target if old is new else kind if kind in _FREE else "data"
+            for old, new, kind, target in zip(
+                trained, self.layout(structure)[0], kinds, wanted, strict=True
+            )
+        ]
+
     def _ask(
         self,
         leaves: list[Tensor],
         structure: tree.Structure,
         t: Tensor | float,
         condition: Any,
-        wanted: list[str],
-    ) -> tuple[list[Tensor], list[str]]:
-        trained, kinds = self.denoiser.layout(structure)
-        asked = [
-            target if old is new else kind if kind in _FREE else "data"
-            for old, new, kind, target in zip(
-                trained, self.layout(structure)[0], kinds, wanted, strict=True
-            )
-        ]
-        return tree.leaves(
-            self.denoiser(structure.unflatten(leaves), t, condition, to=structure.unflatten(asked))
-        ), asked
+        kinds: list[str],
+    ) -> list[Tensor]:
+        state = structure.unflatten(leaves)
+        return tree.leaves(self.denoiser(state, t, condition, to=structure.unflatten(kinds)))
 
 
 def _annealed(name: str, path: Path, rate: Any) -> Path:
     if isinstance(rate, Path):
-        if type(rate) is not type(path) or rate.space != path.space:
+        unlike = type(rate) is not type(path) or rate.space != path.space
+        if isinstance(path, CategoricalPath) and isinstance(rate, CategoricalPath):
+            unlike = unlike or not torch.equal(path.law, rate.law)
+        if unlike:
             raise TypeError(f"leaf '{name}' has {path!r}, which {rate!r} cannot replace")
         return rate
     if isinstance(rate, (int, float)) and not isinstance(rate, bool):

@@ -25,7 +25,8 @@ class TimeShift(Retimed):
 
     is nearest to the state's own, item by item, over the present elements; with several leaves the
     squared gaps are added. The sampler goes on with t: the prediction is taken at the shifted time
-    and converted at t. Nothing is shifted at the start of the span, where the noise is exact.
+    and converted at t. Nothing is shifted at the start of the span, where the noise is exact, nor
+    by leaves of a single element, which have no variance.
 
     Arguments:
         denoiser: a `Denoiser`, or a wrapper of one.
@@ -39,7 +40,7 @@ class TimeShift(Retimed):
 
     Example:
         >>> import torch
-        >>> from sci.denoiser.network import Denoiser
+        >>> from sci.denoiser import Denoiser
         >>> from sci.paths import GaussianPath
         >>> from sci.schedules import CondOT
         >>> denoiser = Denoiser(lambda x, t, condition: 0 * x, GaussianPath(CondOT()))
@@ -96,9 +97,9 @@ class TimeShift(Retimed):
         stop = min(path.span[1] for path in paths)
         mask = self.mask_of(condition)
         reach = int(self.window / self.resolution + 1e-9)
-        # The unshifted time comes first, so that it wins ties.
-        steps = sorted(range(-reach, reach + 1), key=abs)
-        offsets = self.resolution * torch.tensor(steps, **wide)
+        # 0, -1, 1, -2, ...: the unshifted time comes first, so that it wins ties.
+        place = torch.arange(2 * reach + 1, device=first.device)
+        offsets = ((place + 1) // 2 * (1 - 2 * (place % 2))).to(**wide) * self.resolution
         candidates = (time[:, None] + offsets).clamp(start, stop)
         gap = torch.zeros_like(candidates)
         for path, x in zip(paths, leaves, strict=True):
@@ -109,9 +110,15 @@ class TimeShift(Retimed):
                 schedule.alpha(candidates) ** 2 * self.data_variance
                 + schedule.sigma(candidates) ** 2
             )
-            gap = gap + (variance(path, x.detach(), mask).to(**wide)[:, None] - expected) ** 2
+            # The spread of a single number says nothing.
+            several = path.space.dimension(x, mask) > 1
+            own = variance(path, x.detach(), mask).to(**wide)
+            gap = gap + several[:, None] * (own[:, None] - expected) ** 2
         best = candidates.gather(1, gap.argmin(1, keepdim=True)).squeeze(1)
         return torch.where((time > start) & (time <= self.cutoff), best, time)
+
+    def _kinds(self, structure: tree.Structure, wanted: list[str]) -> list[str]:
+        return self.denoiser.layout(structure)[1]
 
     def _ask(
         self,
@@ -119,9 +126,8 @@ class TimeShift(Retimed):
         structure: tree.Structure,
         t: Tensor | float,
         condition: Any,
-        wanted: list[str],
-    ) -> tuple[list[Tensor], list[str]]:
-        kinds = self.denoiser.layout(structure)[1]
+        kinds: list[str],
+    ) -> list[Tensor]:
         state = structure.unflatten(leaves)
         condition = self.encode(condition)
         start = max(path.span[0] for path in self.layout(structure)[0])
@@ -129,8 +135,7 @@ class TimeShift(Retimed):
             time: Tensor | float = t
         else:
             time = self._shift(leaves, structure, t, condition)
-        found = self.denoiser(state, time, condition, to=structure.unflatten(kinds))
-        return tree.leaves(found), kinds
+        return tree.leaves(self.denoiser(state, time, condition, to=structure.unflatten(kinds)))
 
 
 def variance(path: Path, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sci import tree
 from sci.paths import Path
 
 __all__ = ["Retimed", "Wrapped"]
+
+# Earlier than this no path has come close to data.
+_FAR = 0.9
 
 
 class Wrapped(nn.Module):
@@ -28,7 +33,7 @@ class Wrapped(nn.Module):
 
     Example:
         >>> import torch
-        >>> from sci.denoiser.network import Denoiser
+        >>> from sci.denoiser import Denoiser
         >>> from sci.paths import GaussianPath
         >>> from sci.schedules import CondOT
         >>> class Clipped(Wrapped):
@@ -112,22 +117,46 @@ class Wrapped(nn.Module):
         if isinstance(t, Tensor) and t.dim() == 0:
             t = float(t)
         check_time(t, len(leaves[0]))
-        data = self.data(state, t, condition)
-        if to == "data":
-            return data
-        paths = self.layout(structure)[0]
+        paths, wanted = self.layout(structure)[0], wanted_kinds(to, structure)
+        t = before_data(t, leaves, paths, ["data"] * len(paths), wanted)
         return structure.unflatten(
             [
                 path.convert(prediction, "data", kind, x, t)
                 for path, prediction, kind, x in zip(
                     paths,
-                    aligned(data, structure),
-                    wanted_kinds(to, structure),
+                    aligned(self.data(state, t, condition), structure),
+                    wanted,
                     leaves,
                     strict=True,
                 )
             ]
         )
+
+    def inside(self, condition: Any) -> Any:
+        """The condition of the inner denoiser, one row an item."""
+        return condition
+
+    def redraw(
+        self,
+        state: Any,
+        t: Tensor | float,
+        noise: Any,
+        step: int,
+        condition: Any = None,
+        draw: int = 0,
+    ) -> Any:
+        """The state with fresh noise on what is known, see `sci.guidance.Replacement.redraw`;
+        otherwise as it is."""
+        inner = getattr(self.denoiser, "redraw", None)
+        if inner is None:
+            return state
+        return inner(state, t, noise, step, self.inside(self.encode(condition)), draw)
+
+    def finish(self, state: Any, condition: Any = None) -> Any:
+        """Samples with what is known put in, see `sci.guidance.Replacement.finish`; otherwise as
+        they are."""
+        inner = getattr(self.denoiser, "finish", None)
+        return state if inner is None else inner(state, self.inside(self.encode(condition)))
 
 
 class Retimed(Wrapped):
@@ -145,16 +174,34 @@ class Retimed(Wrapped):
         if isinstance(t, Tensor) and t.dim() == 0:
             t = float(t)
         check_time(t, len(leaves[0]))
-        wanted = wanted_kinds(to, structure)
-        predictions, kinds = self._ask(leaves, structure, t, condition, wanted)
+        paths, wanted = self.layout(structure)[0], wanted_kinds(to, structure)
+        kinds = self._kinds(structure, wanted)
+        t = before_data(t, leaves, paths, kinds, wanted)
+        predictions = self._ask(leaves, structure, t, condition, kinds)
         return structure.unflatten(
             [
                 path.convert(prediction, kind, target, x, t)
                 for path, prediction, kind, target, x in zip(
-                    self.layout(structure)[0], predictions, kinds, wanted, leaves, strict=True
+                    paths, predictions, kinds, wanted, leaves, strict=True
                 )
             ]
         )
+
+    def redraw(
+        self,
+        state: Any,
+        t: Tensor | float,
+        noise: Any,
+        step: int,
+        condition: Any = None,
+        draw: int = 0,
+    ) -> Any:
+        """The state as it is: what is known inside has its noise on another clock."""
+        return state
+
+    def _kinds(self, structure: tree.Structure, wanted: list[str]) -> list[str]:
+        """The kinds that are asked of the inner denoiser for the wanted ones."""
+        raise TypeError(f"{type(self).__name__} does not say what it asks")
 
     def _ask(
         self,
@@ -162,9 +209,9 @@ class Retimed(Wrapped):
         structure: tree.Structure,
         t: Tensor | float,
         condition: Any,
-        wanted: list[str],
-    ) -> tuple[list[Tensor], list[str]]:
-        """Predictions of the inner denoiser and their kinds."""
+        kinds: list[str],
+    ) -> list[Tensor]:
+        """Predictions of the inner denoiser, of these kinds."""
         raise TypeError(f"{type(self).__name__} does not say what it asks")
 
 
@@ -188,6 +235,32 @@ def check_time(t: Tensor | float, batch: int) -> None:
             raise ValueError(
                 f"t must lie in [0, 1] (0 the source, 1 the data), got values from {low} to {high}"
             )
+
+
+def before_data(
+    t: Tensor | float,
+    leaves: list[Tensor],
+    paths: list[Path],
+    kinds: list[str],
+    wanted: list[str],
+) -> Tensor | float:
+    """t, or the last time before 1 at which data predictions still give every wanted kind.
+
+    Where sigma is 0 a data prediction says nothing of noise and velocity, which have a limit. The
+    time stops where sigma / alpha is the root of the precision of the state: there what is left
+    out and what is rounded are alike.
+    """
+    if not isinstance(t, Tensor) and t < _FAR:
+        return t
+    last = 1.0
+    for x, path, kind, target in zip(leaves, paths, kinds, wanted, strict=True):
+        if kind != "data" or target in ("data", "logits") or path.schedule.sigma(1.0) > 0:
+            continue
+        precision = min(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
+        last = min(last, path.schedule.time(-0.5 * math.log(precision)))
+    if last == 1.0:
+        return t
+    return t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)
 
 
 def wanted_kinds(to: Any, structure: tree.Structure) -> list[str]:

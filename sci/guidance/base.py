@@ -2,7 +2,8 @@
 
 **Settings per item.** A wrapper may hold tensors with a batch axis (known values, a scale an item).
 They travel inside the encoded condition, so that `Carry.take`, batches of pairs and other wrappers
-find them beside the item that they belong to. Tensors whose batch axis has the size 1 serve all.
+find them beside the item that they belong to, and with `.to(device)`. Tensors whose batch axis has
+the size 1 serve all.
 
 **Gradients on a space.** The elements of a leaf are not independent: an adjacency has one degree of
 freedom a pair, padding none. With `place` the linear map from independent coordinates w to the
@@ -97,26 +98,11 @@ class Guidance(Wrapped):
         """The condition of the inner denoiser, one row an item."""
         return condition.encoding
 
-    def redraw(
-        self,
-        state: Any,
-        t: Tensor | float,
-        noise: Any,
-        step: int,
-        condition: Any = None,
-        draw: int = 0,
-    ) -> Any:
-        """The state with fresh noise on what is known, see `Replacement.redraw`; otherwise as it
-        is."""
-        inner = getattr(self.denoiser, "redraw", None)
-        if inner is None:
-            return state
-        return inner(state, t, noise, step, self.inside(self.encode(condition)), draw)
-
-    def finish(self, state: Any, condition: Any = None) -> Any:
-        """Samples with what is known put in, see `Replacement.finish`; otherwise as they are."""
-        inner = getattr(self.denoiser, "finish", None)
-        return state if inner is None else inner(state, self.inside(self.encode(condition)))
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # What moves the module to a device moves its settings too.
+        super()._apply(fn, recurse)
+        self.tensors = {name: fn(tensor) for name, tensor in self.tensors.items()}
+        return self
 
     def _carried(self, raw: Any) -> dict[str, Tensor]:
         """The wrapper's tensors with a batch axis, checked against the condition."""
@@ -216,10 +202,18 @@ def coordinates(path: Path, leaf: Tensor) -> Tensor:
 
 
 def presence(mask: Tensor | None, path: Path, leaf: Tensor) -> Tensor | None:
-    """A mask of nodes as one of a leaf's entries, (B, N, 1, ...), or of pairs on `Symmetric`."""
+    """Which entries of a leaf count, (B or 1, N, 1, ...), or pairs on `Symmetric`; None when all
+    do."""
     if mask is None:
-        return None
+        if not isinstance(path.space, Symmetric):
+            return None
+        mask = torch.ones((1, leaf.shape[1]), dtype=torch.bool, device=leaf.device)
     return over_entries(mask, path, leaf.dim())
+
+
+def tilted(logs: Tensor, like: Tensor) -> Tensor:
+    """Probabilities of logits, and zeros where `like` holds none: in the padding."""
+    return torch.where(like.sum(-1, keepdim=True) > 0, logs.softmax(-1), 0.0)
 
 
 def over_entries(mask: Tensor, path: Path, axes: int) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sci import tree
 from sci.denoiser import Encoded
-from sci.guidance.base import Bound, Guidance, check_scale, is_linear, shaped
+from sci.guidance.base import Bound, Guidance, check_scale, is_linear, shaped, tilted
 from sci.paths import Path, like_time
 
 __all__ = ["ClassifierFree"]
@@ -123,7 +123,7 @@ class ClassifierFree(Guidance):
         """The condition and the null condition, both encoded by the inner denoiser.
 
         Raises:
-            ValueError: without a condition.
+            ValueError: without a condition, or inside a wrapper that has replaced it by None.
             KeyError: when the condition lacks an entry that `null` names.
         """
         if condition is None and self.bound is not None:
@@ -137,7 +137,13 @@ class ClassifierFree(Guidance):
                 "ClassifierFree got no condition: pass `condition=` to the sampler, or bind one "
                 "with `given`"
             )
-        blank = Encoded(None, None) if self.null is None else self._blank(raw)
+        if isinstance(given, Encoded) and given.encoding is None:
+            raise ValueError(
+                "this condition has been replaced by None already: a ClassifierFree around another "
+                "one needs a null that names entries"
+            )
+        # The network sees None, the mask is still there.
+        blank = Encoded(raw, None) if self.null is None else self._blank(raw)
         pair = given, self.denoiser.encode(blank)
         # Pairs lie beside each other, (B, 2, ...), so that the batch of both is a view.
         both = tree.map(lambda *two: torch.stack(two, 1), *pair) if self._alike(*pair) else pair
@@ -220,7 +226,7 @@ class ClassifierFree(Guidance):
             return _normalised(given, blank, scale)
         if not is_linear(path):
             turn = path.space.log(blank, given)
-            return path.space.exp(blank, turn * _fitting(scale, turn))
+            return path.space.exp(blank, turn * scale)
         # `lerp` is exact at 0 and at 1.
         guided = torch.lerp(blank, given, scale)
         if self.rescale:
@@ -279,11 +285,7 @@ def _normalised(given: Tensor, blank: Tensor, scale: Any) -> Tensor:
     """p proportional to p_without (p_with / p_without)^w over the last axis."""
     tiny = torch.finfo(given.dtype).tiny
     logs = torch.lerp(blank.clamp_min(tiny).log(), given.clamp_min(tiny).log(), scale)
-    return logs.softmax(-1)
-
-
-def _fitting(scale: Any, turn: Tensor) -> Any:
-    return scale.view((-1,) + (1,) * (turn.dim() - 1)) if isinstance(scale, Tensor) else scale
+    return tilted(logs, given)
 
 
 def _length(path: Path, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -45,12 +45,13 @@ from sci.guidance.base import (
     gradients,
     is_gaussian,
     is_linear,
-    over_entries,
     per_leaf,
+    presence,
     recordable,
     recording,
     scale_at,
     shaped,
+    tilted,
 )
 from sci.paths import Path, like_time
 from sci.spaces import Symmetric
@@ -196,7 +197,7 @@ class Gradient(Guidance):
             if place not in slopes:
                 out.append(data)
                 continue
-            scale = scale_at(scales[place], t, x)
+            scale = scale_at(scales[place], t, data)
             slope = _direction(path, x, slopes[place], mask)
             if self.check and not bool(torch.isfinite(slope).all()):
                 raise FloatingPointError(
@@ -230,7 +231,6 @@ class Gradient(Guidance):
             factor = sigma**2 / alpha
         else:
             factor = spread**2
-        scale = scale if not isinstance(scale, Tensor) else scale.view(-1, *[1] * (slope.dim() - 1))
         if self.normalise:
             size = _size(path, slope, mask, discrete)
             change = slope * like_time(torch.where(size > 0, 1.0 / size, size), slope)
@@ -246,9 +246,7 @@ class Gradient(Guidance):
             )
         if discrete:
             tiny = torch.finfo(data.dtype).tiny
-            tilted = (data.clamp_min(tiny).log() + change).softmax(-1)
-            # Padding holds no probabilities and keeps none.
-            return torch.where(data.sum(-1, keepdim=True) > 0, tilted, data)
+            return tilted(data.clamp_min(tiny).log() + change, data)
         return path.space.exp(data, change)
 
     def _scales(self, names: list[str], settings: dict[str, Tensor]) -> list[Any]:
@@ -289,9 +287,8 @@ def _direction(path: Path, x: Tensor, slope: Tensor, mask: Tensor | None) -> Ten
         # A pair is one element that is written twice.
         if isinstance(path.space, Symmetric):
             slope = slope + slope.transpose(1, 2)
-        if mask is not None:
-            slope = torch.where(over_entries(mask, path, slope.dim()), slope, 0.0)
-        return slope
+        present = presence(mask, path, slope)
+        return slope if present is None else torch.where(present, slope, 0.0)
     if is_linear(path):
         return path.space.place(slope, x, mask)
     return path.space.tangent(x, slope, mask)
@@ -300,8 +297,6 @@ def _direction(path: Path, x: Tensor, slope: Tensor, mask: Tensor | None) -> Ten
 def _size(path: Path, x: Tensor, mask: Tensor | None, discrete: bool) -> Tensor:
     """The root mean square of each item's independent entries, (B,); 0 where there are none."""
     count = path.space.dimension(x, mask).clamp(min=1).to(x.dtype)
-    if discrete and mask is not None:
-        x = torch.where(over_entries(mask, path, x.dim()), x, 0.0)
     square = (x * x).flatten(1).sum(1) if discrete else path.space.inner(x, x, mask)
     square = (0.5 if discrete and isinstance(path.space, Symmetric) else 1.0) * square / count
     # The root has no slope at 0; nothing moves there.

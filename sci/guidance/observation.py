@@ -23,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ class Observation(Guidance):
         if not callable(operator):
             raise TypeError(f"operator is a {type(operator).__name__}: expected a function of data")
         found, self._shape = tree.flatten(values)
-        batch = tree.batch_size(values)
+        tree.batch_size(values)
         for name, leaf in zip(self._shape.names, found, strict=True):
             if not leaf.is_floating_point() or not bool(torch.isfinite(leaf).all()):
                 raise ValueError(
@@ -115,13 +116,13 @@ class Observation(Guidance):
         self.tensors["values"] = _joined(found)
         if spread.dim():
             try:
-                spread = spread.expand_as(found[0]).flatten(1)
+                spread = _joined([spread.expand_as(found[0])])
             except RuntimeError:
                 raise ValueError(
                     f"std has shape {tuple(spread.shape)}, which does not broadcast to the values' "
                     f"{tuple(found[0].shape)}"
                 ) from None
-            self.tensors["std"] = spread.reshape(batch, -1)
+            self.tensors["std"] = spread
         else:
             self.tensors["std"] = spread.view(1, 1)
         self._floors: dict[Any, float] = {}
@@ -207,7 +208,7 @@ class Observation(Guidance):
 
 def _joined(leaves: list[Tensor]) -> Tensor:
     """All measurements of an item in a row, (B, M)."""
-    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+    return torch.cat([leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1)
 
 
 def _solve(

@@ -151,12 +151,21 @@ class Replacement(Guidance):
             step: the address of z in the streams.
             condition: a tree with a batch axis, or None for the bound one.
             draw: the address of z in the streams.
+
+        Raises:
+            ValueError: when the noise of a known leaf's path is not that of its space.
         """
         bound = self.encode(condition)
         state = super().redraw(state, t, noise, step, bound, draw)
         mask = self.mask_of(bound)
 
         def end(path: Path, name: str, x: Tensor) -> Tensor:
+            if is_linear(path) and "score" not in path.heads:
+                raise ValueError(
+                    f"leaf '{name}' cannot draw its known part afresh: the noise of its "
+                    f"{type(path).__name__} is not Gaussian. Use a plain sampler, and "
+                    "Replacement.start"
+                )
             return noise.draw(path.space, name, step, x, mask, draw)
 
         return self._noised(state, t, noise, step, draw, bound, end)

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from sci import tree
-from sci.guidance.base import Guidance, is_linear, over_entries, per_leaf
+from sci.guidance.base import Guidance, is_linear, per_leaf, presence
 from sci.paths import Path, like_time
-from sci.spaces import Symmetric
 
 __all__ = ["Thresholded"]
 
@@ -105,20 +104,13 @@ class Thresholded(Guidance):
             return path.space.project(data.clamp(low, high), mask)
         middle, half = 0.5 * (low + high), 0.5 * (high - low)
         far = (data - middle).abs()
-        present = _present(path, data, mask)
+        present = presence(mask, path, data)
         if present is not None:
             far = torch.where(present, far, torch.nan)
+        if not len(data):
+            return data
         # An item without entries has no quantile and needs none.
         reach = far.flatten(1).nanquantile(self.quantile, 1).nan_to_num(nan=half)
         reach = like_time(reach.clamp(min=half), data)
         inside = torch.maximum(torch.minimum(data - middle, reach), -reach)
         return path.space.project(middle + inside * (half / reach), mask)
-
-
-def _present(path: Path, data: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Which entries count, (B or 1, ...) bool; None when all do."""
-    if mask is None:
-        if not isinstance(path.space, Symmetric):
-            return None
-        mask = torch.ones((1, data.shape[1]), dtype=torch.bool, device=data.device)
-    return over_entries(mask, path, data.dim())

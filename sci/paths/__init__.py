@@ -3,6 +3,8 @@
 `GaussianPath` blurs data by noise, `HeavyTailedPath` by noise of heavier tails; `Interpolant` joins
 two populations, `GeodesicPath` rotations, and `CategoricalPath` exchanges classes. A state of
 several parts has a tree of paths with the state's names, under one clock t.
+
+`sci.paths.kernels` has the formulae of discrete diffusion, `sci.schedules` alpha and sigma.
 """
 
 from sci.paths.categorical import CategoricalPath

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from sci.noise import Noise
 from sci.paths import kernels
-from sci.paths.kernels import KeepTable, OffsetCosine
 from sci.paths.linear import Path, check_kind, like_time
-from sci.schedules import Schedule
+from sci.schedules import KeepTable, Schedule
 from sci.spaces import Euclidean, Space, Symmetric, widest
 
-__all__ = ["CategoricalPath", "KeepTable", "OffsetCosine"]
+__all__ = ["CategoricalPath"]
 
 
 class CategoricalPath(Path):
@@ -93,7 +92,7 @@ class CategoricalPath(Path):
             raise ValueError(
                 f"{schedule!r} gives no keep probabilities: alpha must grow from near 0 at t = 0 "
                 f"to near 1 at t = 1, it goes from {alpha[0]:.4g} to {alpha[-1]:.4g}; use "
-                "sci.schedules.CondOT() or Cosine(), sci.paths.kernels.OffsetCosine(), or a table"
+                "sci.schedules.CondOT(), Cosine() or OffsetCosine(), or a table"
             )
 
     @property
@@ -160,8 +159,8 @@ class CategoricalPath(Path):
         return self.draw(self.law.to(uniforms), uniforms)
 
     def draw(self, probabilities: Tensor, uniforms: Tensor) -> Tensor:
-        """States by the inverse of the cumulative sum, see `sci.paths.kernels.draw`; of a symmetric leaf
-        those of i < j hold for both."""
+        """States by the inverse of the cumulative sum, see `sci.paths.kernels.draw`; of a
+        symmetric leaf those of i < j hold for both."""
         return self.project(kernels.draw(probabilities, uniforms))
 
     def probabilities(self, data: Tensor, t: Tensor | float) -> Tensor:

@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +30,9 @@ from torch import Tensor
 
 from sci.paths.linear import Path, check_kind, like_time
 from sci.schedules import CondOT, Exponential, Schedule
-from sci.spaces.rotations import Rotations
+from sci.spaces import Rotations
 
-__all__ = ["Exponential", "GeodesicPath"]
+__all__ = ["GeodesicPath", "find_rate"]
 
 _RATES = ("exponential", "linear")
 
@@ -75,9 +76,7 @@ class GeodesicPath(Path):
     ):
         space = Rotations() if space is None else space
         if not isinstance(space, Rotations):
-            raise TypeError(
-                f"space is a {type(space).__name__}: expected sci.spaces.rotations.Rotations()"
-            )
+            raise TypeError(f"space is a {type(space).__name__}: expected sci.spaces.Rotations()")
         super().__init__(find_rate(rate), space, 1.0, span)
 
     def with_rate(self, rate: str | Schedule) -> GeodesicPath:
@@ -86,7 +85,10 @@ class GeodesicPath(Path):
 
     def speed(self, t: Any) -> Any:
         """kappa' / (1 - kappa), what turns log(x_t^-1 data) into the velocity; shaped like t."""
-        return self.schedule.alpha_dot(t) / self.schedule.sigma(t)
+        rate, left = self.schedule.alpha_dot(t), self.schedule.sigma(t)
+        if isinstance(t, (Tensor, np.ndarray)):
+            return rate / left
+        return rate / left if left else math.inf
 
     def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Quaternions (B, ..., 4) of unit length, angular velocities (B, ..., 3) as they are; the
@@ -179,14 +181,14 @@ def find_rate(rate: Any) -> Schedule:
     if not isinstance(rate, Schedule):
         raise TypeError(
             f"rate is a {type(rate).__name__}: expected 'linear', 'exponential' or a schedule such "
-            "as sci.paths.geodesic.Exponential(10)"
+            "as sci.schedules.Exponential(10)"
         )
     t = np.linspace(0.0, 1.0, 17)
     alpha, sigma = rate.alpha(t), rate.sigma(t)
     if not (np.allclose(alpha + sigma, 1.0, atol=1e-9) and abs(alpha[0]) < 1e-9):
         raise ValueError(
             f"{rate!r} is no rate: expected alpha + sigma = 1 at all times and alpha(0) = 0, as "
-            "sci.schedules.CondOT and sci.paths.geodesic.Exponential have"
+            "sci.schedules.CondOT and sci.schedules.Exponential have"
         )
     if not (np.diff(alpha) > 0).all():
         raise ValueError(f"{rate!r} is no rate: its alpha does not increase")

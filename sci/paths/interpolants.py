@@ -60,16 +60,21 @@ class Interpolant(Path):
     ):
         if not noise >= 0:
             raise ValueError(f"Interpolant: noise must not be negative, got {noise}")
-        chosen = CondOT() if schedule is None else schedule
-        super().__init__(chosen, space, 1.0, span)
+        super().__init__(CondOT() if schedule is None else schedule, space, 1.0, span)
         self.noise = float(noise)
-        if noise and span is None:
-            self._span = max(chosen.span[0], _APART), min(chosen.span[1], 1.0 - _APART)
         self.heads = frozenset(
             {"velocity", "score", "latent"}
             if noise
             else {"data", "noise", "velocity", "difference"}
         )
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The times between which training and sampling run unless told."""
+        first, last = super().span
+        if self.noise and self._span is None:
+            return max(first, _APART), min(last, 1.0 - _APART)
+        return first, last
 
     def corrupt(
         self, data: Tensor, noise: Tensor, t: Tensor | float, latent: Tensor | None = None
@@ -87,7 +92,7 @@ class Interpolant(Path):
         """
         x = super().corrupt(data, noise, t)
         self._check_latent(latent)
-        return x if latent is None else x + self._gamma(t, latent)[0] * latent
+        return x if latent is None else x + self._gamma(t, latent) * latent
 
     def target(
         self,
@@ -104,10 +109,12 @@ class Interpolant(Path):
         check_kind(kind, self.heads, "prediction kind")
         if kind == "latent":
             return latent
-        gamma, rate = self._gamma(t, latent)
+        gamma = self._gamma(t, latent)
         if kind == "score":
             return -latent / gamma
-        return super().target("velocity", data, noise, t) + rate * latent
+        time = like_time(t, latent) if isinstance(t, Tensor) else t
+        growth = self.noise**2 * (1.0 - 2.0 * time) * latent / gamma
+        return super().target("velocity", data, noise, t) + growth
 
     def latent(
         self, like: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
@@ -122,6 +129,8 @@ class Interpolant(Path):
     def _solve(self, kind: str, to: str, t: Any) -> tuple[Any, Any]:
         if not self.noise:
             return super()._solve(kind, to, t)
+        for name in (kind, to):
+            check_kind(name, self.heads, f"{type(self).__name__} with noise has no prediction kind")
         if {kind, to} != {"latent", "score"}:
             raise ValueError(
                 f"on an Interpolant with noise '{kind}' does not determine '{to}': only 'latent' "
@@ -138,8 +147,8 @@ class Interpolant(Path):
                 + ("give `latent`" if self.noise else "expected no `latent`")
             )
 
-    def _gamma(self, t: Tensor | float, x: Tensor) -> tuple[Any, Any]:
-        """gamma(t) = noise sqrt(2 t (1 - t)) and its derivative."""
-        time = like_time(t.to(widest(t.device)), x) if isinstance(t, Tensor) else t
-        gamma = self.deviation(time)
-        return gamma, self.noise**2 * (1.0 - 2.0 * time) / gamma
+    def _gamma(self, t: Tensor | float, x: Tensor) -> Any:
+        """gamma(t), ready to multiply x."""
+        if not isinstance(t, Tensor):
+            return self.deviation(t)
+        return like_time(self.deviation(t.to(widest(t.device))), x)

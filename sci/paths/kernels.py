@@ -34,7 +34,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,9 +42,8 @@ import torch
 from torch import Tensor
 
 from sci.paths.linear import check_kind
-from sci.schedules import Schedule
 
-__all__ = ["KERNELS", "KeepTable", "OffsetCosine", "draw", "law", "posterior"]
+__all__ = ["KERNELS", "draw", "law", "posterior"]
 
 KERNELS = ("absorbing", "marginal", "uniform")
 
@@ -155,94 +153,3 @@ def _bayes(here: Tensor, data: Tensor, seen: Tensor, law: Tensor, now: Any, then
     weights = data / chance.clamp(min=torch.finfo(data.dtype).tiny)
     total = weights.sum(-1, keepdim=True)
     return (ratio * here + (1.0 - ratio) * seen) * (then * weights + (1.0 - then) * law * total)
-
-
-class _Keep(Schedule):
-    """A schedule of keep probabilities: sigma = 1 - alpha."""
-
-    def _sigma(self, t: Any, xp: Any) -> Any:
-        return 1.0 - self._alpha(t, xp)
-
-    def _sigma_dot(self, t: Any, xp: Any) -> Any:
-        return -self._alpha_dot(t, xp)
-
-
-class OffsetCosine(_Keep):
-    """Keep probabilities along a cosine, alpha = h(1 - t) / h(0) with
-    h(u) = cos((pi / 2) (u + offset) / (1 + offset)); sigma = 1 - alpha.
-
-    Arguments:
-        offset: > 0; makes the last steps before the data smaller.
-        least: alpha is kept within [least, 1 - least].
-
-    Raises:
-        ValueError: when an argument is out of range.
-
-    References:
-        | Improved denoising diffusion probabilistic models (Nichol, Dhariwal, 2021)
-        | Pard: permutation-invariant autoregressive diffusion for graph generation
-        | (Zhao, Ding, Akoglu, 2024)
-    """
-
-    def __init__(self, offset: float = 0.008, least: float = 1e-10):
-        if not (offset > 0 and 0 <= least < 0.5):
-            raise ValueError(
-                f"OffsetCosine: expected offset > 0 and 0 <= least < 0.5, got {offset} and {least}"
-            )
-        self.offset, self.least = float(offset), float(least)
-        self._turn = 0.5 * math.pi / (1.0 + self.offset)
-        self._first = math.cos(self._turn * self.offset)
-
-    def _angle(self, t: Any) -> Any:
-        return self._turn * (1.0 - t + self.offset)
-
-    def _alpha(self, t: Any, xp: Any) -> Any:
-        return xp.clip(xp.cos(self._angle(t)) / self._first, self.least, 1.0 - self.least)
-
-    def _alpha_dot(self, t: Any, xp: Any) -> Any:
-        return self._turn * xp.sin(self._angle(t)) / self._first
-
-
-class KeepTable(_Keep):
-    """Keep probabilities from a table, linear between its levels; sigma = 1 - alpha.
-
-    Level k of n is at t = k / (n - 1).
-
-    Arguments:
-        keep: (n,) increasing in [0, 1], from the source to the data.
-
-    Raises:
-        ValueError: when the values do not increase within [0, 1].
-    """
-
-    def __init__(self, keep: Sequence[float] | np.ndarray):
-        table = np.array(keep, dtype=np.float64)
-        if table.ndim != 1 or len(table) < 2:
-            raise ValueError(f"KeepTable: expected two or more levels, got shape {table.shape}")
-        if not ((np.diff(table) > 0).all() and table[0] >= 0 and table[-1] <= 1):
-            raise ValueError(
-                "KeepTable: keep probabilities must increase within [0, 1], from the source to the "
-                "data; reverse a table that starts at the data"
-            )
-        self._levels = table
-
-    def _piece(self, t: Any, xp: Any) -> tuple[Any, Any]:
-        """Value and slope."""
-        levels: Any = self._levels
-        place = t * (len(levels) - 1)
-        if xp is np:
-            left = np.clip(np.floor(place), 0, len(levels) - 2).astype(int)
-        else:
-            levels = torch.as_tensor(levels, dtype=t.dtype, device=t.device)
-            left = place.detach().floor().clamp(0, len(levels) - 2).long()
-        rise = levels[left + 1] - levels[left]
-        return levels[left] + (place - left) * rise, rise * (len(levels) - 1)
-
-    def _alpha(self, t: Any, xp: Any) -> Any:
-        return self._piece(t, xp)[0]
-
-    def _alpha_dot(self, t: Any, xp: Any) -> Any:
-        return self._piece(t, xp)[1]
-
-    def __repr__(self) -> str:
-        return f"KeepTable(<{len(self._levels)} levels>)"

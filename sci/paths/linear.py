@@ -192,6 +192,11 @@ class Path:
         for name in (kind, to):
             check_kind(name, self.heads, f"{type(self).__name__} has no prediction kind")
         with np.errstate(divide="ignore", invalid="ignore"):
+            # One is the other times a number, even where the state is nothing but noise.
+            if (kind, to) == ("noise", "score"):
+                return -1.0 / self.schedule.sigma(t), 0.0 * t
+            if (kind, to) == ("score", "noise"):
+                return -self.schedule.sigma(t), 0.0 * t
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
             given, wanted = self._form(kind, t), self._form(to, t)
             determinant = given[0] * sigma - given[1] * alpha

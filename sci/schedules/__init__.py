@@ -10,11 +10,12 @@ accident.
 
 `span` holds the times between which sampling is numerically safe for every solver; `source_std`
 is the standard deviation of the noise that sampling starts from. Any other pair of functions:
-`Custom`.
+`Custom`. `OffsetCosine` and `KeepTable` are made for classes (`sci.CategoricalPath`).
 """
 
 from sci.schedules.base import Schedule
 from sci.schedules.closed import EDM, VE, VP, CondOT, Cosine, Exponential, Rectified, SubVP
+from sci.schedules.keep import KeepTable, OffsetCosine
 from sci.schedules.reverting import OrnsteinUhlenbeck
 from sci.schedules.tables import Custom, Levels, Tabulated
 
@@ -26,7 +27,9 @@ __all__ = [
     "Cosine",
     "Custom",
     "Exponential",
+    "KeepTable",
     "Levels",
+    "OffsetCosine",
     "OrnsteinUhlenbeck",
     "Rectified",
     "Schedule",

@@ -12,7 +12,50 @@ from torch import Tensor
 
 from sci.schedules.base import Schedule
 
-__all__ = ["Custom", "Levels", "Tabulated"]
+__all__ = ["Custom", "Levels", "Table", "Tabulated"]
+
+
+class Table:
+    """A curve of polynomial pieces, on every device that asks; its end pieces go on outside.
+
+    Arguments:
+        ends: (n + 1,) increasing, where the pieces end.
+        coefficients: (k, n) of the powers k - 1, ..., 0 of the distance to the start of the piece.
+    """
+
+    def __init__(self, ends: np.ndarray, coefficients: np.ndarray):
+        self._ends, self._powers = ends, [coefficients]
+        for order in range(len(coefficients) - 1, 0, -1):
+            # The derivatives, one after the other.
+            before = self._powers[-1]
+            self._powers.append(before[:-1] * np.arange(order, 0, -1)[:, None])
+        self.pieces = len(ends) - 1
+        self._moved: dict[tuple[torch.device, torch.dtype], Any] = {}
+
+    @classmethod
+    def lines(cls, values: np.ndarray) -> Table:
+        """Straight between values at equal distances from 0 to 1."""
+        ends = np.linspace(0.0, 1.0, len(values))
+        return cls(ends, np.stack([np.diff(values) * (len(values) - 1), values[:-1]]))
+
+    def __call__(self, t: Any, xp: Any, derivative: int = 0) -> Any:
+        """The value at t, or a derivative there; xp is numpy or torch."""
+        ends, powers = (self._ends, self._powers) if xp is np else self._on(t)
+        found = xp.searchsorted(ends, t, side="right") - 1
+        piece = xp.clip(found, 0, self.pieces - 1)
+        step, out = t - ends[piece], 0.0 * t
+        for coefficient in powers[derivative]:
+            out = out * step + coefficient[piece]
+        return out
+
+    def _on(self, t: Tensor) -> tuple[Any, list[Any]]:
+        key = t.device, t.dtype
+        if key not in self._moved:
+            with torch.inference_mode(False):
+                wide: dict[str, Any] = {"dtype": t.dtype, "device": t.device}
+                powers = [torch.as_tensor(power, **wide) for power in self._powers]
+                self._moved[key] = torch.as_tensor(self._ends, **wide), powers
+        return self._moved[key]
 
 
 class Levels(Schedule):
@@ -43,37 +86,24 @@ class Levels(Schedule):
             )
         if not ((sigma > 0) & (alpha > 0) & np.isfinite(sigma) & np.isfinite(alpha)).all():
             raise ValueError("Levels: alphas and sigmas must be positive and finite")
-        self._logs = np.log(alpha), np.log(sigma)
-        if not (np.diff(self._logs[0] - self._logs[1]) > 0).all():
+        logs = np.log(alpha), np.log(sigma)
+        if not (np.diff(logs[0] - logs[1]) > 0).all():
             raise ValueError("Levels: log(alpha / sigma) must increase from the source to the data")
         self.levels = len(sigma)
+        self._curves = Table.lines(logs[0]), Table.lines(logs[1])
         self.source_std = float(sigma[0] if source_std is None else source_std)
 
-    def _table(self, which: int, t: Any, xp: Any) -> tuple[Any, Any]:
-        """Value and slope in t of one of the two tables; the end pieces go on outside [0, 1]."""
-        place = t * (self.levels - 1)
-        table: Any = self._logs[which]
-        if xp is np:
-            left = np.clip(np.floor(place), 0, self.levels - 2).astype(int)
-        else:
-            table = torch.as_tensor(table, dtype=t.dtype, device=t.device)
-            left = place.detach().floor().clamp(0, self.levels - 2).long()
-        rise = table[left + 1] - table[left]
-        return table[left] + (place - left) * rise, rise * (self.levels - 1)
-
     def _log_alpha(self, t: Any, xp: Any) -> Any:
-        return self._table(0, t, xp)[0]
+        return self._curves[0](t, xp)
 
     def _log_sigma(self, t: Any, xp: Any) -> Any:
-        return self._table(1, t, xp)[0]
+        return self._curves[1](t, xp)
 
     def _alpha_dot(self, t: Any, xp: Any) -> Any:
-        value, slope = self._table(0, t, xp)
-        return slope * xp.exp(value)
+        return self._curves[0](t, xp, 1) * self._alpha(t, xp)
 
     def _sigma_dot(self, t: Any, xp: Any) -> Any:
-        value, slope = self._table(1, t, xp)
-        return slope * xp.exp(value)
+        return self._curves[1](t, xp, 1) * self._sigma(t, xp)
 
 
 class Custom(Schedule):
@@ -174,7 +204,7 @@ class Tabulated(Schedule):
         with np.errstate(over="ignore"):
             angle = PchipInterpolator(t, np.arctan(np.exp(table)))
         length = PchipInterpolator(t, size)
-        self._curves = angle, length, angle.derivative(), length.derivative()
+        self._angle, self._length = (Table(curve.x, curve.c) for curve in (angle, length))
         finite = t[np.isfinite(table)]
         self.span = (float(finite[0]), float(finite[-1])) if span is None else span
         self.source_std = float(size[0] if source_std is None else source_std)
@@ -245,21 +275,16 @@ class Tabulated(Schedule):
         log_snr[-1] = np.inf
         return cls(times, log_snr, np.hypot(alpha, sigma), span=(0.0, 1.0))
 
-    def _curve(self, which: int, t: Any, xp: Any) -> Any:
-        if xp is np:
-            return self._curves[which](t)
-        return torch.as_tensor(self._curves[which](t.detach().cpu().numpy())).to(t)
-
     def _alpha(self, t: Any, xp: Any) -> Any:
-        return self._curve(1, t, xp) * xp.sin(self._curve(0, t, xp))
+        return self._length(t, xp) * xp.sin(self._angle(t, xp))
 
     def _sigma(self, t: Any, xp: Any) -> Any:
-        return self._curve(1, t, xp) * xp.sin(0.5 * math.pi - self._curve(0, t, xp))
+        return self._length(t, xp) * xp.sin(0.5 * math.pi - self._angle(t, xp))
 
     def _alpha_dot(self, t: Any, xp: Any) -> Any:
-        angle, length, turn, growth = (self._curve(which, t, xp) for which in range(4))
-        return growth * xp.sin(angle) + length * turn * xp.cos(angle)
+        angle, turn = self._angle(t, xp), self._length(t, xp) * self._angle(t, xp, 1)
+        return self._length(t, xp, 1) * xp.sin(angle) + turn * xp.cos(angle)
 
     def _sigma_dot(self, t: Any, xp: Any) -> Any:
-        angle, length, turn, growth = (self._curve(which, t, xp) for which in range(4))
-        return growth * xp.cos(angle) - length * turn * xp.sin(angle)
+        angle, turn = self._angle(t, xp), self._length(t, xp) * self._angle(t, xp, 1)
+        return self._length(t, xp, 1) * xp.cos(angle) - turn * xp.sin(angle)

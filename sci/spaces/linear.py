@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sci.noise import Noise
 
-__all__ = ["Centred", "Euclidean", "Space", "Symmetric"]
+__all__ = ["Centred", "Euclidean", "Space", "Symmetric", "widest"]
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -50,7 +50,7 @@ class Space:
 
     def inner(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """The inner product of each item, (B,), every independent element once."""
-        return (_masked(x, mask) * y).flatten(1).sum(1)
+        return (_masked(x, mask) * _masked(y, mask)).flatten(1).sum(1)
 
     def elements(self, like: Tensor) -> int:
         """How many normals a draw takes: the width of what `place` expects."""
@@ -132,7 +132,7 @@ class Centred(Space):
 
     def inner(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """The inner product of the centred parts, (B,)."""
-        return (self.project(x, mask) * y).flatten(1).sum(1)
+        return (self.project(x, mask) * _masked(y, mask)).flatten(1).sum(1)
 
     def place(self, values: Tensor, like: Tensor, mask: Tensor | None = None) -> Tensor:
         """Independent values with their mean over the present nodes taken off."""
@@ -159,7 +159,7 @@ class Symmetric(Space):
 
     def inner(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """The sum over unordered pairs and channels, (B,)."""
-        return 0.5 * (self.project(x, mask) * y).flatten(1).sum(1)
+        return 0.5 * (self.project(x, mask) * self.project(y, mask)).flatten(1).sum(1)
 
     def elements(self, like: Tensor) -> int:
         """N (N - 1) / 2 pairs times the channels."""

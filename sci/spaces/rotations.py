@@ -72,7 +72,7 @@ class Rotations(Space):
             y: (B, ..., 3).
             mask: (B, N) bool or None.
         """
-        return (self.tangent(x, x, mask) * y).flatten(1).sum(1)
+        return (self.tangent(x, x, mask) * self.tangent(y, y, mask)).flatten(1).sum(1)
 
     def dimension(self, like: Tensor, mask: Tensor | None = None) -> Tensor:
         """Three a present node, (B,).

@@ -14,8 +14,7 @@ from torch import Tensor
 from sci.denoiser import Denoiser
 from sci.noise import Noise
 from sci.paths.categorical import CategoricalPath
-from sci.paths.kernels import KeepTable, OffsetCosine
-from sci.schedules import VE, VP, CondOT, Cosine
+from sci.schedules import VE, VP, CondOT, Cosine, KeepTable, OffsetCosine
 from sci.spaces import Centred, Symmetric
 
 MARGINAL = [0.5, 0.2, 0.3]
@@ -345,3 +344,13 @@ def test_the_stored_cosine_tables_are_reproduced(shared: Path) -> None:
         found = OffsetCosine().alpha(times)
         # The stored tables divide by h(0) in single precision.
         assert np.allclose(found, stored[f"alphabar_cosine_T{count}"], rtol=0, atol=5e-8)
+
+
+def test_the_padding_holds_no_probabilities_whatever_the_network_predicts() -> None:
+    x = torch.zeros(2, 3, dtype=torch.int64)
+    for kind in ("data", "logits"):
+        path = CategoricalPath(CondOT(), 3)
+        denoiser = Denoiser(lambda x, t, c: torch.ones(2, 3, 3) / 3, path, kind, mask="mask")
+        for to in ("data", "logits"):
+            found = denoiser(x, 0.5, {"mask": MASK}, to=to)
+            assert not found[~MASK].any() and found[MASK].any()

@@ -11,7 +11,7 @@ from sci.noise import Noise
 from sci.paths import GaussianPath, Interpolant
 from sci.samplers import ddim
 from sci.schedules import VE, VP, CondOT, Cosine
-from sci.spaces import Symmetric, widest
+from sci.spaces import Centred, Symmetric, widest
 
 MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
 
@@ -255,3 +255,62 @@ def test_times_avoid_float64_where_there_is_none(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sci.denoiser.network.widest", lambda device: torch.float32)
     denoiser = Denoiser(lambda x, t, c: x, GaussianPath(Cosine()))
     assert denoiser.times(4).dtype == torch.float32
+
+
+def test_an_empty_batch_has_no_loss_and_no_predictions() -> None:
+    denoiser = Denoiser(lambda x, t, c: 0 * x, GaussianPath(Cosine()))
+    empty = torch.zeros(0, 3)
+    assert denoiser.loss(empty) == 0
+    for t in (0.5, torch.zeros(0)):
+        assert denoiser(empty, t, to="velocity").shape == (0, 3)
+
+
+def test_given_sources_are_brought_into_the_space() -> None:
+    seen: list[Tensor] = []
+    path = GaussianPath(CondOT(), Centred())
+    denoiser = Denoiser(lambda x, t, c: (seen.append(x), 0 * x)[1], path, mask="mask")
+    source = torch.randn(2, 4, 3) + 5
+    source[0, 3] = float("nan")
+    loss = denoiser.loss(torch.zeros(2, 4, 3), {"mask": MASK}, source=source)
+    assert torch.isfinite(loss)
+    assert seen[0].sum(1).abs().max() < 1e-5 and not seen[0][0, 3].any()
+
+
+def test_wrong_losses_are_named() -> None:
+    data = torch.randn(4, 3)
+    denoiser = Denoiser(lambda x, t, c: 0 * x, GaussianPath(Cosine()))
+    generator = torch.Generator()
+    one = denoiser.loss(data, generator=generator.manual_seed(0))
+    for weight in (2.0, lambda t, path: 2.0, torch.tensor(2.0)):
+        assert denoiser.loss(data, generator=generator.manual_seed(0), weight=weight) == 2 * one
+    with pytest.raises(ValueError, match=r"weights have shape \(3,\): expected one an item"):
+        denoiser.loss(data, weight=torch.ones(3))
+    with pytest.raises(ValueError, match=r"t must be a tensor of shape \(4,\), got float"):
+        denoiser.loss(data, t=0.5)
+    with pytest.raises(TypeError, match="leaf 'state' is torch.int64"):
+        denoiser.loss(data.long())
+    masked = Denoiser(lambda x, t, c: x, GaussianPath(Cosine()), mask="mask")
+    with pytest.raises(ValueError, match=r"shape \(4, 3, 1\): expected \(batch, nodes\)"):
+        masked(data, 0.5, {"mask": torch.ones(4, 3, 1, dtype=torch.bool)})
+    path = GaussianPath(Cosine())
+    apart = {"a": path.rescheduled(Cosine(), (0.1, 0.4)), "b": path.rescheduled(VP(), (0.5, 0.9))}
+    with pytest.raises(ValueError, match="share no times"):
+        Denoiser(lambda x, t, c: x, apart).times(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_data_network_has_a_velocity_at_data(dtype: torch.dtype) -> None:
+    """The straight flow of N(0, 0.25) data: at t = 1 the velocity is x."""
+    for schedule in (CondOT(), Cosine()):
+
+        def network(x: Tensor, t: Tensor, condition, schedule=schedule) -> Tensor:
+            alpha, sigma = (f(t).to(x)[:, None] for f in (schedule.alpha, schedule.sigma))
+            return 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * x
+
+        denoiser = Denoiser(network, GaussianPath(schedule))
+        x = torch.tensor([[0.3], [-0.7]], dtype=dtype)
+        expected = schedule.alpha_dot(1.0) * x
+        for t in (1.0, torch.ones(2, dtype=dtype)):
+            found = denoiser(x, t, to="velocity")
+            assert torch.allclose(found, expected, atol=20 * torch.finfo(dtype).eps ** 0.5)
+            assert torch.equal(denoiser(x, t), x)

@@ -15,9 +15,8 @@ from sci.noise import Noise
 from sci.paths import GaussianPath
 from sci.paths.categorical import CategoricalPath
 from sci.paths.geodesic import GeodesicPath
-from sci.paths.kernels import OffsetCosine
 from sci.samplers import Multistep
-from sci.schedules import CondOT, Cosine
+from sci.schedules import CondOT, Cosine, OffsetCosine
 from sci.spaces import Symmetric
 from sci.spaces import quaternions as quat
 

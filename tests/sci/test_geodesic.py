@@ -142,7 +142,7 @@ def test_what_is_wrong_is_said() -> None:
         GeodesicPath(Cosine())
     with pytest.raises(ValueError, match="is no rate"):
         GeodesicPath().with_rate(VP())
-    with pytest.raises(TypeError, match="expected sci.spaces.rotations.Rotations"):
+    with pytest.raises(TypeError, match="expected sci.spaces.Rotations"):
         GeodesicPath(space=Euclidean())
     with pytest.raises(ValueError, match="span"):
         GeodesicPath(span=(0.5, 0.2))
@@ -170,3 +170,11 @@ def test_the_stored_interpolation_is_reproduced(shared: Path) -> None:
     fast = GeodesicPath(Exponential(10.0))
     for t, kappa in zip(get("kappa_t").tolist(), get("kappa_exp").tolist(), strict=True):
         assert math.isclose(fast.schedule.alpha(t), kappa, abs_tol=1e-12)
+
+
+def test_conversions_at_the_very_end() -> None:
+    path, (x, data) = GeodesicPath(), ends()
+    assert path.speed(1.0) == math.inf
+    for t in (1.0, torch.ones(2, dtype=torch.float64)):
+        assert torch.isinf(path.convert(data, "data", "velocity", x, t)).all()
+        assert same(path.convert(torch.ones(2, 3, 3).double(), "velocity", "data", x, t), x)

@@ -212,3 +212,29 @@ def test_wrong_arguments_are_named() -> None:
         ClassifierFree(plain, null="label")(x, 0.5)
     with pytest.raises(ValueError, match="scale for 3 items and got a condition for 2"):
         ClassifierFree(plain, torch.ones(3), null="label")(x, 0.5, condition)
+
+
+def test_no_condition_at_all_leaves_the_mask() -> None:
+    def network(x: Tensor, t: Tensor, condition) -> Tensor:
+        return 0 * x + (1.0 if condition is None else 2.0)
+
+    plain = Denoiser(network, GaussianPath(CondOT()), mask="mask")
+    guided = ClassifierFree(plain, 3.0, None)
+    condition = {"mask": torch.tensor([[True, False], [True, True]])}
+    assert guided(torch.zeros(2, 2), 0.5, condition).tolist() == [[4.0, 0.0], [4.0, 4.0]]
+    twice = ClassifierFree(ClassifierFree(plain, 3.0, "mask"), 3.0, None)
+    with pytest.raises(ValueError, match="replaced by None already"):
+        twice(torch.zeros(2, 2), 0.5, condition)
+
+
+def test_classes_in_the_padding_stay_empty() -> None:
+    path = CategoricalPath(CondOT(), 3)
+    logits = torch.tensor([2.0, 1.0, 0.0])
+
+    def network(x: Tensor, t: Tensor, condition) -> Tensor:
+        return (condition["on"][:, None, None] * logits).softmax(-1).expand(*x.shape, 3)
+
+    plain = Denoiser(network, path, mask="mask")
+    condition = {"mask": torch.tensor([[True, False]]), "on": torch.ones(1)}
+    out = ClassifierFree(plain, 2.0, "on")(torch.zeros(1, 2, dtype=torch.int64), 0.5, condition)
+    assert torch.allclose(out[0, 0], (2 * logits).softmax(-1)) and not out[0, 1].any()

@@ -211,3 +211,25 @@ def test_a_gradient_that_is_not_finite_is_traced_by_the_sampler() -> None:
     sampler = samplers.ddim(4, grid=grids.uniform_time(0.1, 0.9))
     with pytest.raises(FloatingPointError, match=r"leaf 'b' of item 1 \(row 1; .*after step 0"):
         sampler(guided, like=like, condition=on)
+
+
+def test_classes_take_a_scale_by_item_and_pairs_count_once() -> None:
+    uniform = torch.full((2, 3, 3, 2), 0.5, dtype=torch.float64)
+    path = CategoricalPath(CondOT(), 2, space=Symmetric())
+    plain = Denoiser(lambda x, t, c: uniform, path)
+    state = torch.zeros(2, 3, 3, dtype=torch.int64)
+
+    def target(data, condition):
+        return data[..., 1].sum((1, 2))
+
+    scale = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    out = Gradient(plain, target, scale)(state, 0.5)
+    # Both entries of a pair are in the sum, so the slope of a pair is 2.
+    for row, w in enumerate(scale.tolist()):
+        tilt = torch.tensor([0.0, 2.0 * w], dtype=torch.float64).softmax(-1)
+        assert torch.allclose(out[row, 0, 1], tilt) and torch.equal(out[row, 0, 1], out[row, 1, 0])
+    assert not out.diagonal(dim1=1, dim2=2).any()
+    # The root mean square is over pairs and classes, not over the diagonal: the slopes are 0 and 2.
+    out = Gradient(plain, target, 0.5, normalise=True)(state, 0.5)
+    shift = (out[0, 0, 1, 1] / out[0, 0, 1, 0]).log()
+    assert torch.allclose(shift, torch.tensor(0.5 * 2**0.5, dtype=torch.float64))

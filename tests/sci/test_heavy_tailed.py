@@ -10,8 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from sci import samplers
-from sci.denoiser import Denoiser
-from sci.denoiser.retiming import Rescheduled
+from sci.denoiser import Denoiser, Rescheduled
 from sci.noise import Noise
 from sci.paths import GaussianPath
 from sci.paths.heavy_tailed import HeavyTailedPath

@@ -165,8 +165,26 @@ def test_what_does_not_fit_is_refused() -> None:
         Joined(lambda x, t, c: x, Interpolant())
     with pytest.raises(ValueError, match="'velocity' and either 'score' or 'latent'"):
         Joined({"velocity": lambda x, t, c: x}, Interpolant(noise=0.1))
+    with pytest.raises(TypeError, match="network 'velocity' is a int"):
+        Joined({"velocity": 3, "latent": lambda x, t, c: x}, Interpolant(noise=0.1))
+    with pytest.raises(ValueError, match="did you mean 'latent'"):
+        Interpolant(noise=0.1).convert(torch.zeros(1), "latnt", "score", torch.zeros(1), 0.5)
     joined = Joined(lambda x, t, c: x, Interpolant(noise=0.1))
+    with pytest.raises(ValueError, match="t must lie in"):
+        joined(torch.zeros(1, 1), 1.5)
     with pytest.raises(ValueError, match="got Tensor"):
         joined(torch.zeros(1, 1), 0.5)
     with pytest.raises(ValueError, match="negative"):
         Interpolant(noise=-1.0)
+
+
+def test_ends_of_a_noisy_interpolant_are_its_ends() -> None:
+    path, (data, source, z) = Interpolant(noise=0.5), torch.randn(3, 4, 2)
+    for first, last in ((0.0, 1.0), (torch.zeros(4), torch.ones(4))):
+        assert torch.equal(path.corrupt(data, source, first, z), source)
+        assert torch.equal(path.corrupt(data, source, last, z), data)
+
+
+def test_another_schedule_stays_off_the_ends_too() -> None:
+    assert Interpolant(noise=0.1).rescheduled(CondOT()).span == (0.001, 0.999)
+    assert Interpolant().rescheduled(CondOT()).span == (0.0, 1.0)

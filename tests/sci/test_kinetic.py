@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sci import kinetic, samplers
-from sci.denoiser import Denoiser
-from sci.denoiser.retiming import Rescheduled
+from sci.denoiser import Denoiser, Rescheduled
 from sci.paths import GaussianPath, Interpolant
 from sci.schedules import VP, CondOT, Cosine, Schedule
 from sci.spaces import Symmetric

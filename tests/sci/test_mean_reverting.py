@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sci import samplers
-from sci.denoiser.mean_reverting import mean_reverting
+from sci.denoiser import MeanReverting, mean_reverting
 from sci.paths import GaussianPath
 from sci.schedules import OrnsteinUhlenbeck
 
@@ -148,3 +148,8 @@ def test_trees_encoders_and_mistakes() -> None:
         denoiser(like, 0.5)
     with pytest.raises(ValueError, match="predicts one of"):
         mean_reverting(network, GaussianPath(SCHEDULE), "mean", "angular")
+
+
+def test_the_network_and_its_denoiser_predict_the_same_unless_told() -> None:
+    denoiser = mean_reverting(network, GaussianPath(SCHEDULE), "degraded")
+    assert denoiser.predicts == MeanReverting(network, "degraded").predicts == "noise"

@@ -316,3 +316,15 @@ def test_a_slope_that_is_no_covariance_moves_nothing() -> None:
     wrong = Denoiser(lambda x, t, c: -x, GaussianPath(CondOT()))
     guided = Observation(wrong, lambda data: data @ SUMS.T, VALUES[None, :2], 0.1, 3)
     assert torch.equal(guided(states(2), 0.4), -states(2))
+
+
+def test_one_number_an_item_and_no_items() -> None:
+    plain = Denoiser(lambda x, t, c: x, GaussianPath(CondOT()))
+    y = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    stds = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    out = Observation(plain, lambda data: data[:, 0], y, stds, 1)(x, 0.5)
+    # The covariance of this denoiser is sigma^2 / alpha = 1/2.
+    assert torch.allclose(out[:, 0], torch.tensor([2.0, -1.0 * 0.5 / 1.5]).double())
+    one = Observation(plain, lambda data: data[:, :1], torch.ones(1, 1), iterations=1)
+    assert one(torch.zeros(0, 3), 0.5).shape == (0, 3)

@@ -139,3 +139,12 @@ def test_training_hooks_are_those_of_the_space() -> None:
     pairs = 0.5 * (full + full.transpose(1, 2))[0, [0, 0, 1], [1, 2, 2]]
     assert torch.allclose(gap, (pairs**2).mean())
     assert path.deviation(0.25) == 0.75
+
+
+@pytest.mark.parametrize("t", [0.0, torch.zeros(2, dtype=torch.float64)])
+def test_noise_and_score_give_each_other_where_the_state_is_noise(t) -> None:
+    for schedule in (CondOT(), Cosine()):
+        path, noise = GaussianPath(schedule), torch.randn(2, 3)
+        score = path.convert(noise, "noise", "score", noise, t)
+        assert torch.equal(score, -noise)
+        assert torch.equal(path.convert(score, "score", "noise", noise, t), noise)

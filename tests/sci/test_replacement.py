@@ -227,3 +227,23 @@ def test_thresholds_by_leaf_look_at_present_entries_only() -> None:
         Thresholded(graph(), 0.5, 0.5)
     with pytest.raises(ValueError, match="quantile"):
         Thresholded(graph(), -0.5, 0.5, 1.5)
+
+
+def test_noise_of_another_law_is_not_redrawn() -> None:
+    plain = Denoiser(lambda x, t, c: 0 * x, HeavyTailedPath(VE(0.1, 3.0), dimensions=4.0))
+    guided = Replacement(plain, torch.tensor([[2.5, math.nan]]))
+    with pytest.raises(ValueError, match="leaf 'state' cannot draw its known part afresh"):
+        guided.redraw(torch.zeros(3, 2), 0.5, Noise(0, range(3)), 0)
+
+
+def test_settings_move_with_the_module() -> None:
+    guided = Replacement(graph(), {"nodes": KNOWN["nodes"]}, MOTIF).float()
+    assert guided.tensors["known nodes"].dtype == torch.float32
+    assert guided.tensors["mask nodes"].dtype == torch.bool
+    assert guided.to("meta").tensors["mask nodes"].device.type == "meta"
+
+
+def test_no_items_have_no_thresholds() -> None:
+    plain = Denoiser(lambda x, t, c: x, GaussianPath(CondOT()))
+    for quantile in (None, 0.9):
+        assert Thresholded(plain, quantile=quantile)(torch.zeros(0, 3), 0.5).shape == (0, 3)

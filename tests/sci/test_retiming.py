@@ -9,8 +9,7 @@ from analytic import MEAN, STD, column, exact_flow, gaussian, points, run
 from torch import Tensor, nn
 
 from sci import samplers
-from sci.denoiser import Denoiser
-from sci.denoiser.retiming import Annealed, Rescheduled, TimeShift
+from sci.denoiser import Annealed, Denoiser, Rescheduled, TimeShift
 from sci.denoiser.time_shift import variance
 from sci.noise import Noise
 from sci.paths import GaussianPath, Interpolant
@@ -369,3 +368,26 @@ def test_moments_survive_the_change_of_clock() -> None:
     assert abs(float(out.mean()) - CondOT().alpha(stop) * MEAN) < 5 * STD / 20000**0.5 + 1e-3
     assert abs(float(out.std()) / spread - 1) < 0.02
     assert column(torch.zeros(2), out[:2]).shape == (2, 1)
+
+
+def test_items_of_one_element_are_not_shifted() -> None:
+    denoiser = Denoiser(lambda x, t, c: 0 * x, GaussianPath(Cosine()), mask="mask")
+    shift = TimeShift(denoiser, window=0.1)
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    x = torch.tensor([[1.0, float("nan"), float("nan")], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    found = shift.shifted(x, 0.5, {"mask": mask})
+    assert found[0] == 0.5 and found[1] == 0.6
+
+
+def test_an_annealed_leaf_of_classes_keeps_its_law() -> None:
+    path = CategoricalPath(CondOT(), classes=3)
+    trained = Denoiser(lambda x, t, c: torch.full((*x.shape, 3), 1 / 3), path)
+    faster = CategoricalPath(Exponential(6.0), classes=3)
+    x = torch.zeros(1, 2, dtype=torch.int64)
+    assert torch.allclose(Annealed(trained, {"state": faster})(x, 0.5), torch.tensor(1 / 3))
+    for other in (
+        CategoricalPath(CondOT(), 3, "marginal", [0.5, 0.2, 0.3]),
+        CategoricalPath(CondOT(), 3, "absorbing"),
+    ):
+        with pytest.raises(TypeError, match="cannot replace"):
+            Annealed(trained, {"state": other})

@@ -16,6 +16,7 @@ from sci.schedules import (
     Cosine,
     Custom,
     Exponential,
+    KeepTable,
     Levels,
     OrnsteinUhlenbeck,
     Rectified,
@@ -209,7 +210,7 @@ def test_exponential_leaves_its_share() -> None:
 
 def test_gradients_flow_in_t() -> None:
     t = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    for schedule in ALL[:12]:
+    for schedule in ALL:
         (slope,) = torch.autograd.grad(schedule.alpha(t).sum() + 0 * t.sum(), t)
         assert torch.allclose(slope, schedule.alpha_dot(t), rtol=1e-10)
 
@@ -229,3 +230,17 @@ def test_bad_settings_are_refused() -> None:
         Custom(lambda t: 1 - t, lambda t: t)
     with pytest.raises(ValueError, match="from 0 to 1"):
         Tabulated([0.0, 0.9], [-1.0, 1.0])
+
+
+def test_tables_are_looked_up_on_the_device() -> None:
+    # The meta device has no values: to bring any to the CPU fails.
+    tables = [Levels([3.0, 1.0]), KeepTable([0.0, 0.3, 1.0]), ALL[-1]]
+    t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    for schedule in tables:
+        for name in ("alpha", "sigma", "alpha_dot", "sigma_dot"):
+            function = getattr(schedule, name)
+            assert function(t.to("meta")).device.type == "meta"
+            with torch.inference_mode():
+                first = function(t.float())
+            time = t.float().requires_grad_()
+            assert torch.equal(function(time), first) and function(time).requires_grad

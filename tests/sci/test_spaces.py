@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sci.noise import Noise
-from sci.spaces import Centred, Euclidean, Space, Symmetric
+from sci.spaces import Centred, Euclidean, Rotations, Space, Symmetric
 
 MASK = torch.tensor([[True, True, True, False], [True, True, False, False], [True] * 4])
 
@@ -99,3 +99,20 @@ def test_counts_avoid_float64_where_there_is_none(monkeypatch: pytest.MonkeyPatc
     for space in SPACES:
         for mask in (None, MASK):
             assert space.dimension(like(space), mask).dtype == torch.float32
+
+
+@pytest.mark.parametrize("space", [*SPACES, Rotations()], ids=str)
+def test_inner_products_and_their_gradients_ignore_the_padding(space: Space) -> None:
+    shape = (3, 4, 3) if isinstance(space, Rotations) else like(space).shape
+    x, y = torch.randn(2, *shape, dtype=torch.float64).unbind()
+    x, y = space.tangent(x, x, MASK), space.tangent(y, y, MASK)
+    expected = space.inner(x, y, MASK)
+    dirty = y.clone()
+    dirty[0, 3] = float("nan")
+    if isinstance(space, Symmetric):
+        dirty[0, :, 3] = float("nan")
+    x = torch.where(dirty.isnan(), dirty, x).requires_grad_()
+    found = space.inner(x, dirty, MASK)
+    assert torch.allclose(found, expected)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert torch.isfinite(slope).all() and slope.abs().sum() > 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analytic import gaussian, points, run
+from analytic import MEAN, STD, gaussian, points, run
 from torch import Tensor, nn
 
 from sci import samplers, tree
-from sci.denoiser import Denoiser, Encoded, Wrapped
+from sci.denoiser import Denoiser, Encoded, Rescheduled, TimeShift, Wrapped
+from sci.guidance import Replacement, Thresholded
+from sci.noise import Noise
 from sci.paths import GaussianPath
 from sci.schedules import VE, CondOT, Cosine
 from sci.spaces import Symmetric
@@ -136,3 +138,51 @@ def test_times_and_inner_denoisers_are_checked() -> None:
         bad = Halved(denoiser)
         bad.data = lambda state, t, condition=None: {"nodes": state["nodes"]}  # type: ignore[method-assign]
         bad(state, 0.5, condition, to="noise")
+
+
+@pytest.mark.parametrize("name", ["heun", "rk4"])
+def test_samplers_that_end_on_a_velocity_take_wrappers(name: str) -> None:
+    """The last stage asks for the velocity at t = 1, where data predictions know nothing of it."""
+    network = gaussian(CondOT()).network
+    path = GaussianPath(CondOT())
+
+    def velocity(x: Tensor, t: Tensor, condition) -> Tensor:
+        # Of N(MEAN, STD^2) data in closed form, finite at both ends.
+        alpha, sigma = t[:, None], 1 - t[:, None]
+        blurred = (alpha * STD) ** 2 + sigma**2
+        return MEAN + (alpha * STD**2 - sigma) / blurred * (x - alpha * MEAN)
+
+    plain = Denoiser(velocity, path, "velocity")
+    x, sampler = points(), samplers.preset(name, 8)
+    assert torch.allclose(plain(x, 0.4), Denoiser(network, path)(x, 0.4))
+    expected = run(sampler, plain, x)
+    assert torch.allclose(run(sampler, Wrapped(plain), x), expected, atol=1e-6)
+    assert torch.allclose(run(sampler, Denoiser(network, path), x), expected, atol=1e-6)
+
+
+def test_leaves_of_an_override_may_come_in_any_order() -> None:
+    class Shuffled(Wrapped):
+        def data(self, state, t, condition=None):
+            found = super().data(state, t, condition)
+            return dict(reversed(found.items()))
+
+    paths = {"a": GaussianPath(CondOT()), "b": GaussianPath(CondOT())}
+    plain = Denoiser(lambda x, t, c: {"a": 0 * x["a"] + 1, "b": 0 * x["b"] + 2}, paths)
+    state = {"a": torch.zeros(1, 2), "b": torch.zeros(1, 2)}
+    for outer in (Shuffled(plain), Thresholded(Shuffled(plain), -9, 9)):
+        found = outer(state, 0.5)
+        assert list(found) == ["a", "b"]
+        assert float(found["a"][0, 0]) == 1 and float(found["b"][0, 0]) == 2
+
+
+def test_what_is_known_is_found_inside_any_wrapper() -> None:
+    known = torch.tensor([[5.0, float("nan")]], dtype=torch.float64)
+    inner = Replacement(gaussian(Cosine()), known)
+    x, noise = torch.zeros(3, 2, dtype=torch.float64), Noise(0, range(3))
+    outer = [Wrapped(inner), TimeShift(inner, 0.1), Rescheduled(inner, CondOT())]
+    for each in outer:
+        assert each.finish(x).tolist() == [[5.0, 0.0]] * 3
+    assert torch.equal(outer[0].redraw(x, 0.5, noise, 0), inner.redraw(x, 0.5, noise, 0))
+    # Another schedule has other noise at that time: nothing is drawn.
+    assert outer[2].redraw(x, 0.5, noise, 0) is x
+    assert Wrapped(gaussian(Cosine())).finish(x) is x
