@@ -32,10 +32,11 @@ from torch import Tensor
 from sci import tree
 from sci.denoiser.wrapped import Wrapped
 from sci.paths import Path
+from sci.samplers.checks import curved, whole
 from sci.samplers.coordinates import Coordinate
 from sci.samplers.embedded import PAIRS, Flow, Run
-from sci.samplers.loop import Carry, Sampler, Samples, _bar, _recomputing, mask_for
-from sci.spaces import Space
+from sci.samplers.loop import Carry, Sampler, Samples, mask_for
+from sci.samplers.watch import progress_bar, recomputing
 
 __all__ = ["Adaptive", "AdaptiveSamples"]
 
@@ -103,11 +104,7 @@ class Adaptive(Sampler):
     final: str | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 10):
-            raise ValueError(
-                f"steps, the most evaluations of an item, must be an integer >= 10, "
-                f"got {self.steps!r}"
-            )
+        whole("steps, the most evaluations of an item,", self.steps, 10)
         if self.order not in PAIRS:
             raise ValueError(f"order must be 3 or 5, got {self.order!r}")
         if not (0 < self.rtol < 1 and 0 < self.atol < math.inf):
@@ -160,12 +157,12 @@ class Adaptive(Sampler):
             denoiser, start, like, condition, noise, seed
         )
         names = [name or "state" for name in structure.names]
-        call = _recomputing(denoiser) if checkpoint else denoiser
+        call = recomputing(denoiser) if checkpoint else denoiser
         coordinates = self._coordinates(names, paths)
         ends = self._ends(denoiser, structure, names, coordinates, times, len(leaves[0]))
         flow = Flow(call, structure, coordinates, ends.to(leaves[0].device))
         run = Run(self, flow, names, leaves, condition, noise, mask_for(denoiser, condition))
-        bar = _bar(len(leaves[0])) if progress else None
+        bar = progress_bar(len(leaves[0])) if progress else None
         while len(run.rows):
             arrived = run.advance()
             if callback is not None and len(run.rows):
@@ -184,11 +181,16 @@ class Adaptive(Sampler):
         """The coordinate of each leaf, checked."""
         found = []
         for name, path in zip(names, paths, strict=True):
-            if "velocity" not in path.heads or type(path.space).exp is not Space.exp:
+            if "velocity" not in path.heads or curved(path):
                 raise ValueError(
                     f"leaf '{name}' cannot follow an adaptive method: its path "
                     f"{type(path).__name__} on {path.space!r} is no flow of a linear space; use "
                     "sci.samplers.Multistep"
+                )
+            if self.final is not None and "data" not in path.heads:
+                raise ValueError(
+                    f"leaf '{name}' cannot follow final='data': its path {type(path).__name__} has "
+                    f"{', '.join(sorted(path.heads))}"
                 )
             angular = self.kind == "angular" and "angular" in path.heads
             found.append(Coordinate(path, "angular" if angular else "velocity"))

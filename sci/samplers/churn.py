@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sci.samplers.checks import infinite
 from sci.samplers.coordinates import Coordinate
 
 __all__ = ["churn", "churned"]
@@ -33,7 +34,7 @@ def churned(settings: Any, lead: Coordinate, start: np.ndarray, first: np.ndarra
         settings: the `OneStep` sampler.
         lead: the first leaf.
         start: (B,).
-        first: (B,), where sampling starts; t^ is not before it, nor before the path's span.
+        first: (B,), where sampling starts; t^ is not before both it and the path's span.
 
     Returns:
         (B,); `start` where there is no churn.
@@ -71,9 +72,10 @@ def churn(
     scale = np.where(moves, alpha / schedule.alpha(start), 1.0)
     spread = settings.churn_noise * alpha * ratio * np.sqrt(np.expm1(2.0 * fall))
     spread = np.where(moves, spread, 0.0)
-    if not (np.isfinite(scale).all() and np.isfinite(spread).all()):
+    item = infinite([scale, spread])
+    if item is not None:
         raise ValueError(
-            f"leaf '{name}' cannot be churned at t = {start[0]:.6g}: its sigma / alpha is infinite "
+            f"leaf '{name}' cannot be churned at t = {start[item]:.6g}: its sigma / alpha is infinite "
             "there; start later, or limit churn_range"
         )
     return scale, spread

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from sci.paths import Path
+from sci.samplers.checks import gaussian, infinite
+from sci.samplers.values import ready
 
-__all__ = ["STAGES", "Function", "Stage", "functions", "number", "stages"]
+__all__ = ["STAGES", "Function", "Stage", "functions", "stages"]
 
 # The share of the transition at which each stage of a method is evaluated.
 STAGES = {"euler": (0.0,), "heun": (0.0, 1.0), "midpoint": (0.0, 0.5)}
@@ -70,7 +72,7 @@ def _function(value: Any, name: str, path: Path) -> Function:
     if value == "noise":
         return path.deviation
     if value == "reverse":
-        if "latent" in path.heads or "score" not in path.heads:
+        if not gaussian(path):
             raise ValueError(f"leaf '{name}': diffusion='reverse' exists on Gaussian paths only")
         return lambda t: _reverse(path, t)
     if not callable(value):
@@ -135,17 +137,18 @@ def stages(
             parts = [(start, middle), (middle, stop)] if method == "midpoint" else [(start, stop)]
             noises = tuple(_deviation(function, *part) for part in parts)
         numbers = (velocity, state, diffusion, *(noise for noise in noises if noise is not None))
-        if not all(np.isfinite(values).all() for values in numbers):
+        item = infinite(numbers)
+        if item is not None:
             raise ValueError(
-                f"leaf '{name}': the drift or the noise is not finite at t = {t[0]:.6g}. Use ends "
+                f"leaf '{name}': the drift or the noise is not finite at t = {t[item]:.6g}. Use ends "
                 "inside (0, 1), or a diffusion that vanishes there, such as 'noise'"
             )
         found.append(
             Stage(
-                number(velocity),
-                number(state),
-                number(diffusion),
-                tuple(None if noise is None else number(noise) for noise in noises),
+                ready(velocity),
+                ready(state),
+                ready(diffusion),
+                tuple(None if noise is None else ready(noise) for noise in noises),
             )
         )
     return found
@@ -157,8 +160,3 @@ def _deviation(function: Function, start: np.ndarray, stop: np.ndarray) -> np.nd
     points = start + half * (_POINTS[:, None] + 1.0)
     integral = (function(points) * _MASSES[:, None]).sum(0) * half
     return np.sqrt(2.0 * integral) if integral.any() else None
-
-
-def number(value: np.ndarray) -> Any:
-    """A float from (1,), a tensor from (B,)."""
-    return float(value[0]) if len(value) == 1 else torch.from_numpy(value)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sci.paths.categorical import CategoricalPath
 from sci.samplers.stepper import Draws, Stepper
+from sci.samplers.values import of_items
 from sci.spaces import widest
 
 __all__ = ["CategoricalStepper"]
@@ -110,12 +111,7 @@ class CategoricalStepper(Stepper):
         return self._path.project(mode, draws.mask)
 
     def _time(self, step: int, x: Tensor, rows: Tensor | None) -> Any:
-        time = self._times[step]
-        if isinstance(time, float):
-            return time
-        # Cast before it is moved: some devices have no float64.
-        time = time.to(widest(x.device)).to(x.device)
-        return time if rows is None else time[rows]
+        return of_items(self._times[step], x.device, widest(x.device), rows)
 
     def _tempered(self, probabilities: Tensor) -> Tensor:
         if self._temperature == 1.0:

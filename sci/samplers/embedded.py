@@ -65,8 +65,8 @@ class Flow:
         self.structure = structure
         self.leaves = leaves
         self.ends = ends.to(widest(ends.device))
-        lead, low, high = leaves[0], float(ends.min()), float(ends.max())
-        self._lead = lead
+        self._lead = lead = leaves[0]
+        low, high = (float(ends.min()), float(ends.max())) if ends.numel() else (0.0, 1.0)
         self._begin = lead.place(self.ends[0])
         self._length = lead.place(self.ends[1]) - self._begin
         self._follows = [leaf is lead or leaf.follows(lead, low, high) for leaf in leaves]
@@ -94,11 +94,13 @@ class Flow:
         state = self.structure.unflatten(self.scaled(leaves, t))
         outputs = tree.leaves(self.denoiser(state, t, condition, to=self._wanted))
         out = []
-        for leaf, follows, prediction in zip(self.leaves, self._follows, outputs, strict=True):
+        for leaf, follows, prediction, y in zip(
+            self.leaves, self._follows, outputs, leaves, strict=True
+        ):
             rate = self._length[rows]
             if not follows:
                 rate = rate * leaf.slope(t) / self._lead.slope(t)
-            out.append(prediction * like_time(rate, prediction))
+            out.append(prediction.to(y.dtype) * like_time(rate, y))
         return out
 
 
@@ -139,7 +141,8 @@ class Run:
         self.evaluations = np.zeros(batch, dtype=np.int64)
         self.rejections = np.zeros(batch, dtype=np.int64)
         self._clock: list[Tensor] = []
-        self._arrived: list[tuple[Tensor, list[Tensor]]] = []
+        # Begins with nothing, lest a batch without items end with no tensor at all.
+        self._arrived = [(self.rows[:0], [y[:0] for y in self.y])]
 
     def advance(self) -> int:
         """One step of every item under way; returns how many arrived."""
@@ -209,10 +212,14 @@ class Run:
         stop = self.flow.ends[1]
         state = self.flow.structure.unflatten(self.flow.scaled(leaves, stop))
         if self.sampler.final is not None:
-            state = self.flow.denoiser(state, stop, self.whole[0], to="data")
+            outputs = tree.leaves(self.flow.denoiser(state, stop, self.whole[0], to="data"))
+            state = self.flow.structure.unflatten(
+                [out.to(x.dtype) for out, x in zip(outputs, leaves, strict=True)]
+            )
             self._clock.append(stop)
             self.evaluations += 1
-        return state, torch.stack(self._clock).cpu().numpy()
+        clock = torch.stack(self._clock) if self._clock else self.flow.ends[:0]
+        return state, clock.cpu().numpy()
 
     def _evaluate(self, leaves: list[Tensor], q: Tensor) -> list[Tensor]:
         t = self.flow.time(q, self.rows)

@@ -19,10 +19,11 @@ import numpy as np
 from torch import Tensor
 
 from sci import tree
-from sci.paths import Path
+from sci.paths import Path, check_kind
 from sci.samplers import grids
+from sci.samplers.checks import whole
 from sci.samplers.empirical import EmpiricalStatistics
-from sci.samplers.loop import Carry, Plan, Sampler, check_times
+from sci.samplers.loop import Carry, Plan, Sampler
 from sci.samplers.stepper import Draws, Stepper, stepper_for
 from sci.samplers.weights import ENGINE_KINDS
 
@@ -118,11 +119,11 @@ class Multistep(Sampler):
     max_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        _choice("variable", self.variable, _VARIABLES)
-        _choice("rule", self.rule, _RULES)
+        check_kind(self.variable, _VARIABLES, "unknown variable")
+        check_kind(self.rule, _RULES, "unknown rule")
         if self.final not in (None, "data"):
             raise ValueError(f"final must be None or 'data', got {self.final!r}")
-        _integer("steps", self.steps, 1 if self.final is None else 2, math.inf)
+        whole("steps", self.steps, 1 if self.final is None else 2)
         for name in _PER_STEP:
             value = getattr(self, name)
             if _listed(value):
@@ -131,13 +132,14 @@ class Multistep(Sampler):
                         f"{name} has {len(value)} entries: a setting by step needs one for each of "
                         f"the {self.steps} evaluations"
                     )
-                object.__setattr__(self, name, tuple(value))
+                entries = value.tolist() if isinstance(value, np.ndarray) else value
+                object.__setattr__(self, name, tuple(entries))
         for step in range(self.steps):
             self._check(step)
             if not any(isinstance(getattr(self, name), tuple) for name in _PER_STEP):
                 break
-        if not self.noise_scale >= 0:
-            raise ValueError(f"noise_scale must not be negative, got {self.noise_scale}")
+        if not 0 <= self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale must be finite and not negative, got {self.noise_scale}")
         if not (self.max_ratio is None or self.max_ratio >= 1):
             raise ValueError(f"max_ratio must be None or at least 1, got {self.max_ratio}")
         object.__setattr__(self, "grid", grids.find(self.grid))
@@ -149,24 +151,25 @@ class Multistep(Sampler):
             for name in ("kind", "order", "corrector", "stochasticity", "compensation")
         )
         if not isinstance(kind, EmpiricalStatistics):
-            _choice("kind", kind, ENGINE_KINDS)
+            check_kind(kind, ENGINE_KINDS, "unknown kind")
         elif self.variable == "S" or self.rule != "exact":
             raise ValueError(
                 "empirical statistics need variable='log_snr' or 't' and rule='exact', got "
                 f"{self.variable!r} and {self.rule!r}"
             )
-        _integer("order", order, 1, 4)
-        _integer("corrector", corrector, 0, 4)
+        whole("order", order, 1, 4)
+        whole("corrector", corrector, 0, 4)
         if order > self.steps:
             raise ValueError(
                 f"order={order} needs at least {order} evaluations, got steps={self.steps}: "
                 "lower the order or take more steps"
             )
-        if not tau >= 0:
-            raise ValueError(f"stochasticity must not be negative, got {tau}")
+        if not (isinstance(tau, (int, float, np.number)) and tau >= 0):
+            raise ValueError(f"stochasticity must not be negative, got {tau!r}")
         if tau and kind not in ("data", "noise"):
             raise ValueError(
-                f"stochasticity={tau} exists for the kinds 'data' and 'noise', not for '{kind}'"
+                f"stochasticity={tau} exists for the kinds 'data' and 'noise', not for "
+                + (f"'{kind}'" if isinstance(kind, str) else "empirical statistics")
             )
         if math.isinf(tau) and (order, corrector, kind) != (1, 0, "data"):
             raise ValueError(
@@ -231,7 +234,7 @@ class Multistep(Sampler):
         found, structure = tree.flatten(paths, Path)
         if times is None:
             times = self.grid(paths, self.steps - (self.final is not None))
-        return MultistepPlan(self, structure, found, check_times(times, 2))
+        return MultistepPlan(self, structure, found, grids.check_times(times))
 
 
 class MultistepPlan(Plan):
@@ -331,15 +334,3 @@ class MultistepPlan(Plan):
 
 def _listed(value: Any) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
-def _integer(name: str, value: Any, low: int, high: float) -> None:
-    if not (isinstance(value, int) and low <= value <= high):
-        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ValueError(f"unknown {name} {value!r}{hint}: expected one of {', '.join(allowed)}")

@@ -21,6 +21,7 @@ from sci.paths import Path
 
 __all__ = [
     "Grid",
+    "check_times",
     "find",
     "from_quantiles",
     "from_times",
@@ -227,7 +228,10 @@ class from_quantiles(Grid):
     def __init__(self, law: Callable[[np.ndarray], Any] | Sequence[float]):
         super().__init__()
         if not callable(law):
-            law = tuple(_increasing(law, "the table of quantiles").tolist())
+            table = check_times(law, "the table of quantiles")
+            if table.ndim != 1:
+                raise ValueError(f"the table of quantiles must be (m,), got shape {table.shape}")
+            law = tuple(table.tolist())
         object.__setattr__(self, "law", law)
 
     def __call__(self, paths: Any, steps: int) -> np.ndarray:
@@ -236,7 +240,7 @@ class from_quantiles(Grid):
             raise ValueError(f"a grid needs at least one step, got {steps}")
         share = np.linspace(0.0, 1.0, steps + 1)
         if callable(self.law):
-            return _increasing(self.law(share), "the law's quantiles")
+            return check_times(self.law(share), "the law's quantiles")
         return np.interp(share, np.linspace(0.0, 1.0, len(self.law)), self.law)
 
 
@@ -256,7 +260,7 @@ class from_times(Grid):
 
     def __init__(self, times: Any):
         super().__init__()
-        rows = _increasing(times, "the times").tolist()
+        rows = check_times(times).tolist()
         per_item = isinstance(rows[0], list)
         object.__setattr__(self, "times", tuple(map(tuple, rows) if per_item else rows))
 
@@ -332,8 +336,12 @@ def _ratio_times(
     return _between(start, stop, path.schedule.time(log_snr))
 
 
-def _increasing(times: Any, what: str) -> np.ndarray:
-    """Times as float64, (n,) or (n, B) with n >= 2, increasing in [0, 1]."""
+def check_times(times: Any, what: str = "the times") -> np.ndarray:
+    """Times as float64, (n,) or (n, B) with n >= 2, increasing in [0, 1].
+
+    Raises:
+        ValueError: when they are fewer, do not increase or leave [0, 1]; names the entry.
+    """
     if isinstance(times, Tensor):
         times = times.detach().cpu().numpy()
     found = np.array(times, dtype=np.float64)

@@ -28,7 +28,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
@@ -36,10 +35,12 @@ import numpy as np
 from torch import Tensor
 
 from sci import tree
-from sci.paths import Path, like_time
+from sci.paths import Path, check_kind
 from sci.samplers import grids
-from sci.samplers.diffusion import STAGES, Stage, functions, number, stages
-from sci.samplers.loop import Carry, Plan, Sampler, check_times, mask_for
+from sci.samplers.checks import curved, whole
+from sci.samplers.diffusion import STAGES, Stage, functions, stages
+from sci.samplers.loop import Carry, Plan, Sampler, mask_for
+from sci.samplers.values import multiplier, ready
 
 __all__ = ["TunableDiffusion", "TunableDiffusionPlan"]
 
@@ -90,14 +91,15 @@ class TunableDiffusion(Sampler):
     grid: Any = "uniform_time"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.steps, int) and self.steps >= 1):
-            raise ValueError(f"steps must be an integer >= 1, got {self.steps!r}")
-        _choice("method", self.method, tuple(STAGES))
+        whole("steps", self.steps, 1)
+        check_kind(self.method, tuple(STAGES), "unknown method")
         each = self.diffusion.values() if isinstance(self.diffusion, dict) else [self.diffusion]
         for value in each:
             if isinstance(value, str):
-                _choice("diffusion", value, _NAMES)
-            elif not callable(value) and not 0.0 <= value < math.inf:
+                check_kind(value, _NAMES, "unknown diffusion")
+            elif not callable(value) and not (
+                isinstance(value, (int, float, np.number)) and 0.0 <= value < math.inf
+            ):
                 raise ValueError(f"diffusion must be finite and not negative, got {value!r}")
         object.__setattr__(self, "grid", grids.find(self.grid))
 
@@ -119,7 +121,7 @@ class TunableDiffusion(Sampler):
         """
         found, structure = tree.flatten(paths, Path)
         count = len(self.transitions)
-        grid = check_times(self.grid(paths, count) if times is None else times, 2)
+        grid = grids.check_times(self.grid(paths, count) if times is None else times)
         if len(grid) != count + 1:
             raise ValueError(
                 f"{self.steps} evaluations of '{self.method}' make {count} transitions: expected "
@@ -159,7 +161,7 @@ class TunableDiffusionPlan(Plan):
         ends = grid[:, None] if grid.ndim == 1 else grid
         # For each evaluation: its method, its stage, and the length of its transition.
         self._moves = [
-            (method, stage, number(ends[place + 1] - ends[place]))
+            (method, stage, ready(ends[place + 1] - ends[place]))
             for place, method in enumerate(methods)
             for stage in range(len(STAGES[method]))
         ]
@@ -167,7 +169,13 @@ class TunableDiffusionPlan(Plan):
         self._table: list[list[Stage]] = []
         self._functions = functions(sampler.diffusion, self.names, paths)
         for name, path, function in zip(self.names, paths, self._functions, strict=True):
-            noisy = bool(function(ends).any())
+            # In the middle too: between the ends of one transition there may be noise.
+            noisy = bool(function(np.concatenate([ends, 0.5 * (ends[1:] + ends[:-1])])).any())
+            if curved(path):
+                raise ValueError(
+                    f"leaf '{name}' cannot follow TunableDiffusion: its space {path.space!r} is "
+                    "curved; use sci.samplers.Multistep or OneStep"
+                )
             if "velocity" not in path.heads or (noisy and "score" not in path.heads):
                 raise ValueError(
                     f"leaf '{name}' has {path!r} with the kinds {', '.join(sorted(path.heads))}: "
@@ -195,14 +203,14 @@ class TunableDiffusionPlan(Plan):
         last = len(STAGES[method]) - 1
         leaves, base = [], []
         for place, (x, drift) in enumerate(zip(carry.leaves, drifts, strict=True)):
-            reach = drift * _of(length, x, rows)
+            reach = drift * multiplier(length, x, rows)
             if not first:
                 leaves.append(carry.base[place] + (0.5 * reach if method == "heun" else reach))
                 continue
             kicks = [
                 None
                 if noise is None
-                else _of(noise, x, rows)
+                else multiplier(noise, x, rows)
                 * carry.noise.draw(self.paths[place].space, self.names[place], step, x, mask, draw)
                 for draw, noise in enumerate(self._table[place][step].noises)
             ]
@@ -220,37 +228,32 @@ class TunableDiffusionPlan(Plan):
 
     def _drifts(self, denoiser: Any, carry: Carry) -> list[Tensor]:
         """f = b + e s for each leaf."""
-        t, rows = self._time(carry), carry.rows
+        rows = carry.rows
         if self._apart:
             if not hasattr(denoiser, "both"):
                 raise ValueError(
                     "an Interpolant with noise gives no score by its velocity: sample from a "
                     "sci.Joined, which holds both, or with diffusion=0"
                 )
-            velocities, scores = denoiser.both(carry.state, t, carry.condition)
-            second = tree.leaves(scores)
+            velocities, scores = denoiser.both(carry.state, self._time(carry), carry.condition)
+            second: Any = tree.leaves(scores)
+            first: Any = tree.leaves(velocities)
         else:
-            velocities = denoiser(carry.state, t, carry.condition, to="velocity")
-            second = list(carry.leaves)
+            first, second = self._predictions(denoiser, carry, "velocity"), carry.leaves
         out = []
-        for table, velocity, other, x in zip(
-            self._table, tree.leaves(velocities), second, carry.leaves, strict=True
-        ):
+        for table, velocity, other, x in zip(self._table, first, second, carry.leaves, strict=True):
             stage = table[carry.step]
             if self._apart:
                 factor, share = 1.0, stage.diffusion
             else:
                 factor, share = stage.velocity, stage.state
-            drift = velocity if _is(factor, 1.0) else velocity * _of(factor, x, rows)
-            out.append(drift if _is(share, 0.0) else drift + other * _of(share, x, rows))
+            drift = velocity.to(x.dtype)
+            if not _is(factor, 1.0):
+                drift = drift * multiplier(factor, x, rows)
+            if not _is(share, 0.0):
+                drift = drift + other.to(x.dtype) * multiplier(share, x, rows)
+            out.append(drift)
         return out
-
-
-def _of(value: Any, x: Tensor, rows: Tensor | None) -> Any:
-    """A coefficient, ready to multiply x."""
-    if isinstance(value, float):
-        return value
-    return like_time(value if rows is None else value[rows.to(value.device)], x)
 
 
 def _is(value: Any, number: float) -> bool:
@@ -259,10 +262,3 @@ def _is(value: Any, number: float) -> bool:
 
 def _plus(x: Tensor, kick: Tensor | None) -> Tensor:
     return x if kick is None else x + kick
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ValueError(f"unknown {name} {value!r}{hint}: expected one of {', '.join(allowed)}")

@@ -38,7 +38,9 @@ from torch import Tensor
 
 from sci import tree
 from sci.paths import Path
-from sci.samplers.loop import Carry, Plan, Sampler, check_times, mask_for
+from sci.samplers.checks import gaussian, whole
+from sci.samplers.grids import check_times
+from sci.samplers.loop import Carry, Plan, Sampler, mask_for
 from sci.schedules import VE, VP, Schedule, SubVP
 
 __all__ = ["S4", "LangevinPlan", "PredictorCorrector"]
@@ -193,7 +195,7 @@ class LangevinPlan(Plan):
     ):
         found, structure = tree.flatten(paths, Path)
         steps = sampler.steps
-        grid = check_times(np.linspace(0.0, 1.0 - _LAST, steps) if times is None else times, 2)
+        grid = check_times(np.linspace(0.0, 1.0 - _LAST, steps) if times is None else times)
         if grid.shape != (steps,):
             raise ValueError(
                 f"{type(sampler).__name__} with steps={steps} needs {steps} times shared by all "
@@ -201,10 +203,10 @@ class LangevinPlan(Plan):
             )
         super().__init__(sampler, structure, found, grid)
         for name, path in zip(self.names, found, strict=True):
-            if "score" not in path.heads:
+            if not gaussian(path):
                 raise ValueError(
                     f"leaf '{name}' cannot follow {type(sampler).__name__}: its path "
-                    f"{type(path).__name__} has no score"
+                    f"{type(path).__name__} has no score of Gaussian noise"
                 )
         self._advance = advance
         self.levels = [_levels(path.schedule, grid) for path in found]
@@ -218,8 +220,9 @@ class LangevinPlan(Plan):
 
     def scores(self, denoiser: Any, carry: Carry, leaves: list[Tensor]) -> list[Tensor]:
         """One joint evaluation: the scores of all leaves at the step's time."""
-        state = carry.structure.unflatten(leaves)
-        return tree.leaves(denoiser(state, self._time(carry), carry.condition, to="score"))
+        here = dataclasses.replace(carry, leaves=tuple(leaves))
+        scores = self._predictions(denoiser, here, "score")
+        return [score.to(x.dtype) for score, x in zip(scores, leaves, strict=True)]
 
     def draw(self, carry: Carry, place: int, x: Tensor, mask: Tensor | None, draw: int) -> Tensor:
         """The noise of a leaf at this step."""
@@ -250,6 +253,11 @@ def _levels(schedule: Schedule, grid: np.ndarray) -> list[_Level]:
         if published and isinstance(schedule, VP):
             rates = np.linspace(schedule.beta_min / steps, schedule.beta_max / steps, steps)
             factor = 1.0 - rates[index]
+            if factor < 0:
+                raise ValueError(
+                    f"{schedule} in {steps} steps has beta / steps > 1: take at least "
+                    f"{math.ceil(schedule.beta_max)} steps"
+                )
             shrink, gain = math.sqrt(factor), rates[index]
         elif isinstance(schedule, VE):
             table = np.geomspace(schedule.sigma_min, schedule.sigma_max, steps)
@@ -292,5 +300,4 @@ def _check(snr: float, scale: float, norm: str, steps: int) -> None:
         raise ValueError(f"expected snr > 0 and scale >= 0, got snr={snr}, scale={scale}")
     if norm not in ("item", "batch"):
         raise ValueError(f"norm must be 'item' or 'batch', got {norm!r}")
-    if not (isinstance(steps, int) and steps >= 2):
-        raise ValueError(f"steps must be an integer >= 2, got {steps!r}")
+    whole("steps", steps, 2)

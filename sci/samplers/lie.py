@@ -35,7 +35,9 @@ from torch import Tensor
 
 from sci.paths import like_time
 from sci.paths.geodesic import GeodesicPath, find_rate
+from sci.samplers.checks import infinite
 from sci.samplers.stepper import Draws, Stepper
+from sci.samplers.values import of_items, ready
 from sci.samplers.weights import coefficients, usable
 from sci.spaces import Space
 
@@ -106,7 +108,7 @@ class RotationStepper(Stepper):
         times = grid[:, None] if grid.ndim == 1 else grid
         self._weights = [self._table(times, step) for step in range(transitions)]
         # The velocity of another rate than the trained one, from data: its factor at each step.
-        self._speeds = [_ready(np.asarray(self._path.speed(time))) for time in times[:-1]]
+        self._speeds = [ready(np.asarray(self._path.speed(time))) for time in times[:-1]]
 
     def wants(self, step: int) -> str:
         """The kind of prediction that this step takes."""
@@ -121,11 +123,11 @@ class RotationStepper(Stepper):
         rows: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One transition; see `Stepper.advance`."""
-        kind, newest = self._kinds[step], past[0]
+        kind, newest = self._kinds[step], past[0].to(x.dtype)
         if self._own and kind == "velocity":
             newest = self._space.log(x, newest)
-            newest = _times(_of(self._speeds[step], x, rows), newest)
-        weights = [_of(weight, x, rows) for weight in self._weights[step]]
+            newest = _times(of_items(self._speeds[step], x.device, x.dtype, rows), newest)
+        weights = [of_items(one, x.device, x.dtype, rows) for one in self._weights[step]]
         predictions = (newest, *past[1 : len(weights)])
         return follow(self._space, kind, x, weights, predictions), (newest,)
 
@@ -154,7 +156,7 @@ class RotationStepper(Stepper):
         order = min(settings.at("order", step), step + 1)
         final = settings.lower_final and step == len(times) - 2
         if order == 1 or final or self._kinds[step - 1] != kind:
-            return [_ready(total)]
+            return [ready(total)]
         nodes = [start, times[step - 1]]
         variable = settings.variable
         serves = usable(path, kind, variable, nodes, start, stop, settings.max_ratio) == 2
@@ -166,26 +168,13 @@ class RotationStepper(Stepper):
                 reach, limit = (stop - start) / (start - nodes[1]), settings.max_ratio or np.inf
                 fits = (reach <= limit) & (reach >= 1.0 / limit)
                 older = np.where(fits & (path.schedule.sigma(stop) == 0), -reach, older)
-        if not np.isfinite(older).all():
+        item = infinite([older])
+        if item is not None:
             raise ValueError(
-                f"leaf '{self.name}' cannot follow variable='{variable}' from t = {start[0]:.6g} "
-                f"to {stop[0]:.6g}: use 't'"
+                f"leaf '{self.name}' cannot follow variable='{variable}' from t = "
+                f"{start[item]:.6g} to {stop[item]:.6g}: use 't'"
             )
-        return [_ready(total - older), _ready(older)] if older.any() else [_ready(total)]
-
-
-def _ready(values: np.ndarray) -> Any:
-    """A float for one time that all items share, else a (B,) tensor."""
-    return float(values[0]) if values.shape == (1,) else torch.from_numpy(values)
-
-
-def _of(value: Any, x: Tensor, rows: Tensor | None) -> Any:
-    """The values of the items, in the dtype of x and where x is."""
-    if not isinstance(value, Tensor):
-        return value
-    # Cast before it is moved: some devices have no float64.
-    found = value.to(x.dtype).to(x.device)
-    return found if rows is None else found[rows]
+        return [ready(total - older), ready(older)] if older.any() else [ready(total)]
 
 
 def _total(weights: Sequence[Any], vectors: Sequence[Tensor]) -> Tensor:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sci.paths import Path, like_time
+from sci.paths import Path
+from sci.samplers.checks import gaussian, infinite
 from sci.samplers.patterns import rows_of
 from sci.samplers.rows import Form, Row, asked
 from sci.samplers.stepper import Draws, Stepper
+from sci.samplers.values import multiplier, ready
 
 __all__ = ["LinearStepper"]
 
@@ -49,7 +51,7 @@ class LinearStepper(Stepper):
                     f"{', '.join(sorted(path.heads))}"
                 )
         noisy = any(settings.at("stochasticity", step) for step in range(transitions))
-        if noisy and "score" not in path.heads:
+        if noisy and not gaussian(path):
             raise ValueError(
                 f"leaf '{name}' cannot follow stochasticity > 0: its path {type(path).__name__} "
                 "has no score, so Gaussian noise would change its law. Give this leaf "
@@ -63,7 +65,7 @@ class LinearStepper(Stepper):
         for step, row in enumerate(rows):
             _check(row, name, self._kinds[step], times[step], times[step + 1])
         self._mixed = any(kind != kinds[0] for kind in kinds)
-        self._rows = [_Step(row, grid.ndim == 1) for row in rows]
+        self._rows = [_Step(row) for row in rows]
         self._keep = _kept(rows)
         self._short = [
             None if self._mixed else row.short(keep)
@@ -102,10 +104,10 @@ class LinearStepper(Stepper):
         predictions, states = past[: count + self._mixed], past[count + self._mixed :]
         out = row.next.apply(x, predictions, states, rows)
         if row.noisy:
-            out = out + draws.normal(x) * (row.noise if row.shared else _items(row.noise, x, rows))
+            out = out + draws.normal(x) * multiplier(row.noise, x, rows)
         if row.bias is not None:
-            bias = row.bias if row.shared else _items(row.bias, x, rows)
-            out = out + self.path.project(torch.ones_like(x), draws.mask) * bias
+            constant = self.path.project(torch.ones_like(x), draws.mask)
+            out = out + constant * multiplier(row.bias, x, rows)
         if keep and row.edit is not None:
             newest = row.edit.apply(x, predictions, states, rows)
             predictions = (newest, *predictions[1:])
@@ -117,13 +119,12 @@ class LinearStepper(Stepper):
 class _Combination:
     """A linear form: Python floats, or (B,) tensors when the times differ by item."""
 
-    __slots__ = ("scale", "shared", "states", "weights")
+    __slots__ = ("scale", "states", "weights")
 
-    def __init__(self, form: Form, shared: bool):
-        self.shared = shared
-        self.scale = _number(form.scale, shared)
-        self.weights = tuple(_number(weight, shared) for weight in form.weights)
-        self.states = tuple(_number(weight, shared) for weight in form.states)
+    def __init__(self, form: Form):
+        self.scale = ready(form.scale)
+        self.weights = tuple(map(ready, form.weights))
+        self.states = tuple(map(ready, form.states))
 
     def apply(
         self,
@@ -135,51 +136,37 @@ class _Combination:
         """A x + sum_j U_j P_j + sum_j X_j x_j."""
         terms = (*zip(self.weights, predictions, strict=False),)
         terms += (*zip(self.states, states, strict=False),)
-        if self.shared:
-            out = x * self.scale
-            for weight, term in terms:
-                out.add_(term, alpha=weight)
-            return out
-        out = x * _items(self.scale, x, rows)
+        out = x * multiplier(self.scale, x, rows)
         for weight, term in terms:
-            out = out + term * _items(weight, x, rows)
+            if isinstance(weight, float):
+                out.add_(term, alpha=weight)
+            else:
+                out = out + term.to(x.dtype) * multiplier(weight, x, rows)
         return out
 
 
 class _Step:
     """A row, ready to be applied."""
 
-    __slots__ = ("bias", "edit", "next", "noise", "noisy", "shared")
+    __slots__ = ("bias", "edit", "next", "noise", "noisy")
 
-    def __init__(self, row: Row, shared: bool):
-        self.shared = shared
-        self.next = _Combination(row.next, shared)
-        self.edit = None if row.edit is None else _Combination(row.edit, shared)
-        self.noise = _number(row.noise, shared)
+    def __init__(self, row: Row):
+        self.next = _Combination(row.next)
+        self.edit = None if row.edit is None else _Combination(row.edit)
+        self.noise = ready(row.noise)
         self.noisy = bool((row.noise != 0).any())
         biased = row.bias is not None and bool((row.bias != 0).any())
-        self.bias = _number(row.bias, shared) if biased else None
+        self.bias = ready(row.bias) if row.bias is not None and biased else None
 
     def short(self, keep: int) -> tuple[Any, ...] | None:
         """What a step without noise, bias and edits needs, or None when it has some."""
         edited = self.edit is not None and keep
-        if not self.shared or self.noisy or self.bias is not None or edited:
+        if not isinstance(self.next.scale, float) or self.noisy or self.bias is not None or edited:
             return None
         first, *others = self.next.weights
         # One to rounding: then the product is left out.
         scale = None if math.isclose(self.next.scale, 1.0, rel_tol=1e-15) else self.next.scale
         return scale, first, tuple((k, w) for k, w in enumerate(others, 1) if w != 0.0), keep
-
-
-def _number(value: Any, shared: bool) -> Any:
-    return float(value[0]) if shared else torch.from_numpy(np.ascontiguousarray(value))
-
-
-def _items(value: Tensor, x: Tensor, rows: Tensor | None) -> Tensor:
-    """(B,) coefficients of the items, ready to multiply x."""
-    # Cast before it is moved: some devices have no float64.
-    found = value.to(x.dtype).to(x.device)
-    return like_time(found if rows is None else found[rows], x)
 
 
 def _kept(rows: list[Row]) -> list[int]:
@@ -199,9 +186,8 @@ def _check(row: Row, name: str, kind: str, start: np.ndarray, stop: np.ndarray) 
     values = [row.noise, *([] if row.bias is None else [row.bias])]
     for form in forms:
         values += [form.scale, *form.weights, *form.states]
-    finite = np.logical_and.reduce([np.isfinite(value) for value in values])
-    if not finite.all():
-        item = int(np.flatnonzero(~finite)[0])
+    item = infinite(values)
+    if item is not None:
         raise ValueError(
             f"leaf '{name}' cannot follow kind='{kind}' from t = {start[item]:.6g} to "
             f"{stop[item]:.6g}: alpha or sigma vanishes there, and its coefficients are not finite."

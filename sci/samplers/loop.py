@@ -23,9 +23,8 @@ from torch import Tensor
 from sci import tree
 from sci.noise import Noise
 from sci.paths import Path
-from sci.samplers.watch import bar as _bar
-from sci.samplers.watch import blame, finite
-from sci.samplers.watch import recomputing as _recomputing
+from sci.samplers.values import of_items
+from sci.samplers.watch import blame, finite, progress_bar, recomputing
 from sci.spaces import widest
 
 __all__ = ["Carry", "Plan", "Sampler", "Samples"]
@@ -210,9 +209,7 @@ class Plan:
         if isinstance(t, float):
             return t
         device = carry.leaves[0].device
-        # Cast before it is moved: some devices have no float64.
-        t = t.to(widest(device)).to(device)
-        return t if carry.rows is None else t[carry.rows]
+        return of_items(t, device, widest(device), carry.rows)
 
     def _predictions(self, denoiser: Callable[..., Any], carry: Carry, kinds: Any) -> Sequence[Any]:
         """One evaluation: the predictions of the leaves, of the wanted kinds."""
@@ -295,8 +292,8 @@ class Sampler:
         )
         plan = self.plan(structure.unflatten(paths), times)
         carry = first = plan.init(structure.unflatten(leaves), noise, condition)
-        call = _recomputing(denoiser) if checkpoint else denoiser
-        bar = _bar(plan.steps) if progress else None
+        call = recomputing(denoiser) if checkpoint else denoiser
+        bar = progress_bar(plan.steps) if progress else None
         before = carry
         while carry.step < plan.steps:
             before = carry
@@ -307,7 +304,7 @@ class Sampler:
                 bar.update()
         if bar is not None:
             bar.close()
-        if not (finite(before.leaves) and finite(carry.leaves)):
+        if not finite((*before.leaves, *carry.leaves)):
             blame(plan, denoiser, first)
         nfe = carry.nfe * getattr(denoiser, "evaluations", 1)
         return Samples(carry.state, nfe, plan.times, self)
@@ -349,23 +346,3 @@ def mask_for(denoiser: Any, condition: Any) -> Tensor | None:
     """The mask that a denoiser reads from a condition; None for denoisers without masks."""
     mask_of = getattr(denoiser, "mask_of", None)
     return None if mask_of is None else mask_of(condition)
-
-
-def check_times(times: Any, least: int) -> np.ndarray:
-    """Times as (n,) or (n, B) float64, checked.
-
-    Raises:
-        ValueError: when they are not finite, not increasing, out of [0, 1] or fewer than `least`.
-    """
-    if isinstance(times, Tensor):
-        times = times.detach().cpu().numpy()
-    grid = np.array(times, dtype=np.float64)
-    if grid.ndim not in (1, 2) or grid.shape[0] < least:
-        raise ValueError(
-            f"times have shape {grid.shape}: expected (n,) or (n, batch) with n >= {least}"
-        )
-    if not np.isfinite(grid).all() or grid.min() < 0 or grid.max() > 1:
-        raise ValueError("times must be finite and lie in [0, 1]: 0 is the source, 1 is data")
-    if not (np.diff(grid, axis=0) > 0).all():
-        raise ValueError("times must increase strictly, from the source to the data")
-    return grid

@@ -67,7 +67,7 @@ def ancestral(steps: int = 100, churn: float = 1.0, **changes: Any) -> Multistep
         | Denoising diffusion probabilistic models (Ho, Jain, Abbeel, 2020)
         | Denoising diffusion implicit models (Song, Meng, Ermon, 2021)
     """
-    return row("ancestral")(steps=steps, **{"stochasticity": math.sqrt(churn), **changes})
+    return row("ancestral")(steps=steps, **{"stochasticity": _tau("churn", churn), **changes})
 
 
 def ddpm(steps: int = 100, **changes: Any) -> Multistep:
@@ -154,7 +154,7 @@ def sde_dpmpp_2m(steps: int = 20, eta: float = 1.0, **changes: Any) -> Multistep
         | DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models
         | (Lu et al., 2022)
     """
-    return row("sde_dpmpp_2m")(steps=steps, **{"stochasticity": math.sqrt(eta), **changes})
+    return row("sde_dpmpp_2m")(steps=steps, **{"stochasticity": _tau("eta", eta), **changes})
 
 
 def sde_dpmpp_3m(steps: int = 30, eta: float = 1.0, **changes: Any) -> Multistep:
@@ -173,7 +173,7 @@ def sde_dpmpp_3m(steps: int = 30, eta: float = 1.0, **changes: Any) -> Multistep
         | SA-Solver: stochastic Adams solver for fast sampling of diffusion models
         | (Xue et al., 2023)
     """
-    return row("sde_dpmpp_3m")(steps=steps, **{"stochasticity": math.sqrt(eta), **changes})
+    return row("sde_dpmpp_3m")(steps=steps, **{"stochasticity": _tau("eta", eta), **changes})
 
 
 def deis(order: int = 3, steps: int = 10, nodes: str = "time", **changes: Any) -> Multistep:
@@ -315,3 +315,10 @@ def abm(order: int = 3, steps: int = 10, **changes: Any) -> Multistep:
         | UniPC: a unified predictor-corrector framework (Zhao et al., 2023)
     """
     return row("abm")(steps=steps, order=order, **changes)
+
+
+def _tau(name: str, square: float) -> float:
+    """tau, from tau^2."""
+    if not square >= 0:
+        raise ValueError(f"{name} must not be negative, got {square}")
+    return math.sqrt(square)

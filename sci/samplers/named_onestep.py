@@ -90,8 +90,8 @@ def heun(steps: int = 20, **changes: Any) -> OneStep:
 
         x_t = x_s + (t - s) (v(x_s, s) + v(x_s + (t - s) v(x_s, s), t)) / 2
 
-    It evaluates at the end of the grid; where sigma vanishes there, the network must predict the
-    velocity, or take `midpoint`.
+    It evaluates at the end of the grid; where sigma vanishes there, `midpoint` is better unless the
+    network predicts the velocity.
 
     Arguments:
         steps: network evaluations an item.

@@ -46,21 +46,20 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sci import tree
-from sci.paths import Path, like_time
+from sci.paths import Path, check_kind
 from sci.samplers import grids
+from sci.samplers.checks import curved, gaussian, whole
 from sci.samplers.churn import churn, churned
 from sci.samplers.coordinates import Coordinate
 from sci.samplers.lie import follow
-from sci.samplers.loop import Carry, Plan, Sampler, check_times
+from sci.samplers.loop import Carry, Plan, Sampler
 from sci.samplers.runge_kutta import (
     CLASSICAL,
     EXPONENTIAL,
@@ -70,8 +69,8 @@ from sci.samplers.runge_kutta import (
     transition,
 )
 from sci.samplers.stepper import Draws
+from sci.samplers.values import multiplier, of_items, ready
 from sci.samplers.weights import ENGINE_KINDS
-from sci.spaces import Space
 
 __all__ = ["OneStep", "OneStepPlan"]
 
@@ -89,8 +88,8 @@ class OneStep(Sampler):
         steps: network evaluations an item, >= 1 (>= 2 with `final`).
         method: classical, "euler", "midpoint", "heun", "ralston", "heun3" or "rk4"; or
             exponential, "exponential_1", "exponential_2" or "exponential_3". heun and rk4 evaluate
-            at the end of every transition, the others inside only: where the grid ends with
-            sigma = 0, a network that predicts data needs one of the others.
+            at the end of every transition, the others inside only: better where the grid ends
+            with sigma = 0 and the network predicts data, which then says little of the velocity.
         kind: the prediction whose polynomial or tableau it is: "data", "noise", "difference",
             "angular" or "velocity". What the network was trained to predict does not matter.
         rule: "exact", or "half" for the last point of transitions by exponential_2 as DPM-Solver
@@ -139,19 +138,16 @@ class OneStep(Sampler):
     leaves: Any = None
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, _METHODS)
-        _choice("kind", self.kind, ENGINE_KINDS)
-        _choice("rule", self.rule, ("exact", "half"))
+        check_kind(self.method, _METHODS, "unknown method")
+        check_kind(self.kind, ENGINE_KINDS, "unknown kind")
+        check_kind(self.rule, ("exact", "half"), "unknown rule")
         if self.rule == "half" and self.method not in EXPONENTIAL:
             raise ValueError(
                 f"rule='half' exists for the exponential methods, not for method='{self.method}'"
             )
         if self.final not in (None, "data"):
             raise ValueError(f"final must be None or 'data', got {self.final!r}")
-        least = 1 if self.final is None else 2
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        if not (whole and self.steps >= least):
-            raise ValueError(f"steps must be an integer >= {least}, got {self.steps!r}")
+        whole("steps", self.steps, 1 if self.final is None else 2)
         if not (0.0 <= self.churn < math.inf and 0.0 <= self.churn_noise < math.inf):
             raise ValueError(
                 "churn and churn_noise must be finite and not negative, got "
@@ -163,7 +159,9 @@ class OneStep(Sampler):
         for name, settings in (self.leaves or {}).items():
             if set(settings) - {"kind"}:
                 raise ValueError(f"leaf '{name}': only 'kind' differs by leaf, got {settings}")
-            _choice(f"kind of leaf '{name}'", settings.get("kind", self.kind), ENGINE_KINDS)
+            check_kind(
+                settings.get("kind", self.kind), ENGINE_KINDS, f"leaf '{name}': unknown kind"
+            )
         object.__setattr__(self, "grid", grids.find(self.grid))
 
     @property
@@ -188,7 +186,7 @@ class OneStep(Sampler):
         if times is None:
             given = getattr(self.grid, "times", ())
             times = self.grid(paths, count if len(given) == count + 1 else evaluations)
-        grid = check_times(times, 2)
+        grid = grids.check_times(times)
         if len(grid) == evaluations + 1:
             grid = grid[[*range(0, evaluations, stages_of(self.method)), evaluations]]
         elif len(grid) != count + 1:
@@ -234,7 +232,7 @@ class OneStepPlan(Plan):
                         churn(sampler, name, leaf, start, earlier)
                         for name, leaf in zip(names, leaves, strict=True)
                     ]
-                    churns = [(_plain(scale), _plain(spread)) for scale, spread in pairs]
+                    churns = [(ready(scale), ready(spread)) for scale, spread in pairs]
                 stages, points = transition(
                     method, sampler.rule, names, leaves, follows, earlier, stop
                 )
@@ -252,7 +250,7 @@ class OneStepPlan(Plan):
         alike = len(set(kinds)) == 1
         self._wanted: Any = kinds[0] if alike else structure.unflatten(kinds)
         self._curved = [
-            (path.space, kind) if _curved(path) else None
+            (path.space, kind) if curved(path) else None
             for path, kind in zip(paths, kinds, strict=True)
         ]
 
@@ -260,19 +258,16 @@ class OneStepPlan(Plan):
         """One evaluation, and the point that follows from it: a stage, or the next time."""
         step = carry.step
         if step == len(self._rows):
-            outputs = denoiser(carry.state, self._time(carry), carry.condition, to="data")
-            leaves = [outputs] if isinstance(outputs, Tensor) else tree.leaves(outputs)
-            return dataclasses.replace(
-                carry, leaves=tuple(leaves), step=step + 1, nfe=carry.nfe + 1
-            )
-        points = self._stir(denoiser, carry)
-        state = carry.state if points is carry.leaves else carry.structure.unflatten(points)
-        outputs = denoiser(state, self._time(carry), carry.condition, to=self._wanted)
-        predictions = [outputs] if isinstance(outputs, Tensor) else tree.leaves(outputs)
+            outputs = self._predictions(denoiser, carry, "data")
+            ends = tuple(out.to(x.dtype) for out, x in zip(outputs, carry.leaves, strict=True))
+            return dataclasses.replace(carry, leaves=ends, step=step + 1, nfe=carry.nfe + 1)
+        carry = self._stir(denoiser, carry)
+        predictions = self._predictions(denoiser, carry, self._wanted)
         leaves, history, base = [], [], []
         for place, (row, prediction) in enumerate(zip(self._rows[step], predictions, strict=True)):
-            before = points[place] if row.first else carry.base[place]
-            past = (prediction,) if row.first else (prediction, *carry.history[place])
+            before = carry.leaves[place] if row.first else carry.base[place]
+            newest = prediction.to(before.dtype)
+            past = (newest,) if row.first else (newest, *carry.history[place])
             leaves.append(row.apply(before, past, carry.rows, self._curved[place]))
             history.append(() if row.last else past)
             base.append(before)
@@ -292,19 +287,19 @@ class OneStepPlan(Plan):
         row = self._rows[step][leaf if isinstance(leaf, int) else self.names.index(leaf)]
         return row.scale, row.weights
 
-    def _stir(self, denoiser: Any, carry: Carry) -> tuple[Tensor, ...]:
-        """The leaves with the noise of the churn, where this evaluation starts with one."""
+    def _stir(self, denoiser: Any, carry: Carry) -> Carry:
+        """The carry with the noise of the churn, where this evaluation starts with one."""
         churns = self._churns[carry.step]
         if churns is None:
-            return carry.leaves
+            return carry
         leaves = []
         for (scale, spread), path, name, x in zip(
             churns, self.paths, self.names, carry.leaves, strict=True
         ):
             draws = Draws(carry.noise, denoiser, carry.condition, path, name, carry.step)
-            kick = draws.normal(x) * _shaped(spread, x, carry.rows)
-            leaves.append(x * _shaped(scale, x, carry.rows) + kick)
-        return tuple(leaves)
+            kick = draws.normal(x) * multiplier(spread, x, carry.rows)
+            leaves.append(x * multiplier(scale, x, carry.rows) + kick)
+        return dataclasses.replace(carry, leaves=tuple(leaves))
 
 
 class _Row:
@@ -313,49 +308,30 @@ class _Row:
     Coefficients are Python floats, or (B,) tensors when the times differ by item.
     """
 
-    __slots__ = ("first", "last", "scale", "shared", "weights")
+    __slots__ = ("first", "last", "scale", "weights")
 
     def __init__(self, point: Point, first: bool, last: bool):
         self.first, self.last = first, last
-        self.shared = len(point.scale) == 1
-        self.scale: Any = _plain(point.scale)
-        self.weights: tuple[Any, ...] = tuple(_plain(weight) for weight in reversed(point.weights))
+        self.scale: Any = ready(point.scale)
+        self.weights: tuple[Any, ...] = tuple(map(ready, reversed(point.weights)))
 
     def apply(
-        self, base: Tensor, past: tuple[Tensor, ...], rows: Tensor | None, curved: Any = None
+        self, base: Tensor, past: tuple[Tensor, ...], rows: Tensor | None, bent: Any = None
     ) -> Tensor:
-        """A x + sum_j W_j P_j; on a curved space along geodesics, see `sci.samplers.lie.follow`."""
-        if curved is not None:
-            weights = self.weights
-            if not self.shared:
-                weights = tuple(
-                    weight.to(base.device) if rows is None else weight.to(base.device)[rows]
-                    for weight in weights
-                )
-            space, kind = curved
+        """A x + sum_j W_j P_j; with a space and a kind (`bent`) along its geodesics, see
+        `sci.samplers.lie.follow`."""
+        if bent is not None:
+            weights = [of_items(one, base.device, base.dtype, rows) for one in self.weights]
+            space, kind = bent
             return follow(space, kind, base, weights, past)
-        out = base * _shaped(self.scale, base, rows)
+        out = base * multiplier(self.scale, base, rows)
         for weight, prediction in zip(self.weights, past, strict=True):
-            if not self.shared:
-                out = out + prediction * _shaped(weight, base, rows)
+            if not isinstance(weight, float):
+                out = out + prediction * multiplier(weight, base, rows)
             elif weight:
                 # In place on a fresh tensor: nothing that autograd keeps is touched.
                 out.add_(prediction, alpha=weight)
         return out
-
-
-def _plain(values: np.ndarray) -> Any:
-    return float(values[0]) if len(values) == 1 else torch.from_numpy(values)
-
-
-def _shaped(value: Any, x: Tensor, rows: Tensor | None) -> Any:
-    if isinstance(value, float):
-        return value
-    return like_time(value if rows is None else value[rows.to(value.device)], x)
-
-
-def _curved(path: Path) -> bool:
-    return type(path.space).exp is not Space.exp
 
 
 def _kinds(sampler: OneStep, names: list[str], paths: list[Path]) -> list[str]:
@@ -372,28 +348,22 @@ def _kinds(sampler: OneStep, names: list[str], paths: list[Path]) -> list[str]:
                 f"leaf '{name}' cannot follow a one-step method: its path {type(path).__name__} "
                 f"has no velocity, only {', '.join(sorted(path.heads))}; use sci.samplers.Multistep"
             )
-        if _curved(path) and not (kind in path.heads and sampler.method in _CURVED):
+        if curved(path) and not (kind in path.heads and sampler.method in _CURVED):
             raise ValueError(
                 f"leaf '{name}' cannot follow method='{sampler.method}' with kind='{kind}': its "
                 f"space {path.space!r} is curved and takes {', '.join(_CURVED)}, with "
                 f"leaves={{'{name}': {{'kind': 'velocity'}}}} or 'data'"
             )
-        if kind not in path.heads:
-            raise ValueError(
-                f"leaf '{name}' cannot follow kind='{kind}': its path {type(path).__name__} has "
-                f"{', '.join(sorted(path.heads))}"
-            )
-        if sampler.churn and not {"score", "noise"} <= path.heads:
+        for one, what in ((kind, f"kind='{kind}'"), (sampler.final, "final='data'")):
+            if one is not None and one not in path.heads:
+                raise ValueError(
+                    f"leaf '{name}' cannot follow {what}: its path {type(path).__name__} has "
+                    f"{', '.join(sorted(path.heads))}"
+                )
+        if sampler.churn and not gaussian(path):
             raise ValueError(
                 f"leaf '{name}' cannot be churned: its path {type(path).__name__} has no Gaussian "
                 "noise to add; use churn=0"
             )
         kinds.append(kind)
     return kinds
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        close = difflib.get_close_matches(str(value), allowed, n=2)
-        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise ValueError(f"unknown {name} {value!r}{hint}: expected one of {', '.join(allowed)}")

@@ -30,6 +30,12 @@ def rows_of(settings: Any, path: Path, times: np.ndarray) -> list[Row]:
         path: of the leaf.
         times: (n, B) float64; columns never influence each other.
     """
+    # What is not finite is refused by name, without a warning of numpy's before.
+    with np.errstate(all="ignore"):
+        return _rows_of(settings, path, times)
+
+
+def _rows_of(settings: Any, path: Path, times: np.ndarray) -> list[Row]:
     limits = _limits(settings, path, times)
     patterns, group = np.unique(limits.reshape(-1, times.shape[1]), axis=1, return_inverse=True)
     group = group.reshape(-1)

@@ -123,5 +123,5 @@ def default(steps: int = 20, exact: bool = False, **changes: Any) -> Multistep:
             "grid": grids.graded_angle(stop=1.0),
         }
         return preset("abm", steps, **{**settings, **changes})
-    settings = {"grid": "uniform_angle", "final": "data", "lower_final": True}
-    return preset("dpmpp_2m", steps, **{**settings, **changes})
+    trained = {"grid": "uniform_angle", "final": "data", "lower_final": True}
+    return preset("dpmpp_2m", steps, **{**trained, **changes})

@@ -29,13 +29,15 @@ import torch
 from torch import Tensor
 
 from sci import tree
-from sci.paths import Path, like_time
+from sci.paths import Path
 from sci.paths.categorical import CategoricalPath
+from sci.samplers.checks import curved, gaussian, whole
 from sci.samplers.engine import Multistep
 from sci.samplers.loop import Carry, Plan, Sampler, mask_for
 from sci.samplers.onestep import OneStep
 from sci.samplers.runge_kutta import stages_of
-from sci.spaces import Space, widest
+from sci.samplers.values import multiplier, of_items, ready
+from sci.spaces import widest
 
 __all__ = ["Resampled", "ResampledPlan"]
 
@@ -90,9 +92,7 @@ class Resampled(Sampler):
                 "Langevin samplers and adaptive ones have no stretches that could be repeated"
             )
         for name in ("repeats", "jump"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            whole(name, getattr(self, name), 1)
         first, last = self.within
         if not 0 <= first < last <= 1:
             raise ValueError(f"expected 0 <= first < last <= 1 for within, got {self.within}")
@@ -163,13 +163,14 @@ class ResampledPlan(Plan):
                     for name, path in zip(structure.names, paths, strict=True)
                 ]
             span = grid[first : last + 1]
-            plan = _settings(inner, first, last, False).plan(nested, span)
+            start = ready(np.atleast_1d(grid[first]))
             for count in range(passes):
-                ends = inner.final is not None and last == transitions and count + 1 == passes
-                if ends:
-                    plan = _settings(inner, first, last, True).plan(nested, span)
-                start = grid[first] if grid.ndim == 2 else float(grid[first])
-                for step in range(plan.steps):
+                # As if a data prediction followed, which is not taken: so no stretch but the last
+                # one ends a run, which for classes would mean to stop at data.
+                ends = last == transitions and count + 1 == passes
+                final = inner.final is not None or not ends
+                plan = _settings(inner, first, last, final).plan(nested, span)
+                for step in range(plan.steps - (final and not ends)):
                     self._actions.append(_Action(plan, step, start, back if count else None))
                     times.append(plan.times[step])
         super().__init__(sampler, structure, paths, np.stack(times))
@@ -187,9 +188,8 @@ class ResampledPlan(Plan):
             redraw = getattr(denoiser, "redraw", None)
             if redraw is not None:
                 state = carry.structure.unflatten(leaves)
-                start = action.start
-                if not isinstance(start, float):
-                    start = _rows(torch.from_numpy(start), leaves[0], carry.rows)
+                device = leaves[0].device
+                start = of_items(action.start, device, widest(device), carry.rows)
                 state = redraw(state, start, carry.noise, carry.step, carry.condition, _KNOWN)
                 leaves = tuple(tree.leaves(state))
             fresh = dataclasses.replace(carry, leaves=leaves, noise=noise, step=0)
@@ -214,7 +214,8 @@ class ResampledPlan(Plan):
                 out.append(_redrawn(path, x, ratio, carry, name, mask))
                 continue
             z = carry.noise.draw(path.space, name, carry.step, x, mask, _BACK)
-            out.append(x * _shaped(ratio, x, carry.rows) + z * _shaped(spread, x, carry.rows))
+            kick = z * multiplier(spread, x, carry.rows)
+            out.append(x * multiplier(ratio, x, carry.rows) + kick)
         return tuple(out)
 
 
@@ -300,6 +301,7 @@ def _sliced(
         value = own[name] if sampler is None else getattr(sampler, name)
         if isinstance(value, (list, tuple)) and len(value) == whole:
             value = tuple(value[first : first + steps])
+            value += value[-1:] * (steps - len(value))
             if name == "order":
                 value = tuple(min(order, steps) for order in value)
         elif name == "order":
@@ -313,16 +315,15 @@ def _back(name: str, path: Path, start: Any, stop: Any) -> tuple[Any, Any]:
     early, late = np.atleast_1d(start), np.atleast_1d(stop)
     schedule = path.schedule
     if isinstance(path, CategoricalPath):
-        return _plain(path.keep(early) / path.keep(late)), None
-    gaussian = {"data", "score"} <= path.heads and type(path.space).exp is Space.exp
-    if not gaussian:
+        return ready(path.keep(early) / path.keep(late)), None
+    if curved(path) or not gaussian(path):
         raise ValueError(
             f"leaf '{name}' cannot go back: its path {type(path).__name__} has no forward noising "
             "from one time to another. Use guidance.Replacement with a plain sampler"
         )
     gap = schedule.log_snr(early) - schedule.log_snr(late)
     spread = schedule.sigma(early) * np.sqrt(-np.expm1(2.0 * gap))
-    return _plain(schedule.alpha(early) / schedule.alpha(late)), _plain(spread)
+    return ready(schedule.alpha(early) / schedule.alpha(late)), ready(spread)
 
 
 def _redrawn(
@@ -331,22 +332,8 @@ def _redrawn(
     """Classes that are kept, or drawn from the law of the source."""
     values = carry.noise.uniform(path.space.elements(x), name, carry.step, _BACK)
     uniforms = path.space.place(values, torch.empty(x.shape, device=x.device), mask)
-    keep = _shaped(keep, uniforms, carry.rows)
+    keep = multiplier(keep, uniforms, carry.rows)
     kept = uniforms < keep
     rest = torch.where(kept, 0.0, (uniforms - keep) / (1.0 - keep))
     drawn = path.draw(path.law.to(uniforms), rest)
     return path.project(torch.where(kept, x, drawn), mask)
-
-
-def _plain(values: np.ndarray) -> Any:
-    return float(values[0]) if len(values) == 1 else torch.from_numpy(values)
-
-
-def _rows(value: Tensor, x: Tensor, rows: Tensor | None) -> Tensor:
-    """Values of the items at hand, as wide as the device allows."""
-    value = value.to(widest(x.device)).to(x.device)
-    return value if rows is None else value[rows]
-
-
-def _shaped(value: Any, x: Tensor, rows: Tensor | None) -> Any:
-    return like_time(_rows(value, x, rows), x) if isinstance(value, Tensor) else value

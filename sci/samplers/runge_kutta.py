@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sci.samplers.checks import infinite
 from sci.samplers.coordinates import Coordinate
 from sci.samplers.weights import coefficients
 
@@ -101,8 +102,8 @@ def transition(
     clock: Any = lead.path.schedule if method in EXPONENTIAL else lead
     place = clock.log_snr if method in EXPONENTIAL else clock.place
     begin, end = place(start), place(stop)
-    if len(fractions) > 1 and not (np.isfinite(begin).all() and np.isfinite(end).all()):
-        raise _refusal(names[0], lead, method, start, stop)
+    if len(fractions) > 1:
+        _check(names[0], lead, method, start, stop, [begin, end])
     times = [
         start if share == 0 else stop if share == 1 else clock.time(begin + share * (end - begin))
         for share in fractions
@@ -114,13 +115,12 @@ def transition(
         else:
             found = _classical(method, leaf, None if same else lead, times, stop, end - begin)
         for point in found:
-            if not all(np.isfinite(values).all() for values in (point.scale, *point.weights)):
-                raise _refusal(name, leaf, method, start, stop)
-        last = leaf.path.schedule.log_snr(np.stack(times))
-        if leaf.kind == "noise" and np.isposinf(last).any():
+            _check(name, leaf, method, start, stop, [point.scale, *point.weights])
+        clean = np.isposinf(leaf.path.schedule.log_snr(np.stack(times))).any(0)
+        if leaf.kind == "noise" and clean.any():
             raise ValueError(
                 f"leaf '{name}' cannot follow method='{method}' with kind='noise' to t = "
-                f"{stop[0]:.6g}: a stage lies where sigma = 0 and there is no noise to predict. "
+                f"{stop[clean][0]:.6g}: a stage lies where sigma = 0 and there is no noise to predict. "
                 "Choose `steps` so that one evaluation remains for the last transition, or an end "
                 "inside (0, 1) with final='data'"
             )
@@ -175,11 +175,19 @@ def _exponential(
     return points
 
 
-def _refusal(
-    name: str, leaf: Coordinate, method: str, start: np.ndarray, stop: np.ndarray
-) -> ValueError:
-    return ValueError(
-        f"leaf '{name}' cannot follow method='{method}' with kind='{leaf.kind}' from t = "
-        f"{start[0]:.6g} to {stop[0]:.6g}: its coefficients are not finite there. Use ends inside "
-        "(0, 1), or a classical method with kind='difference', 'angular' or 'velocity'"
-    )
+def _check(
+    name: str,
+    leaf: Coordinate,
+    method: str,
+    start: np.ndarray,
+    stop: np.ndarray,
+    values: list[np.ndarray],
+) -> None:
+    item = infinite(values)
+    if item is not None:
+        raise ValueError(
+            f"leaf '{name}' cannot follow method='{method}' with kind='{leaf.kind}' from t = "
+            f"{start[item]:.6g} to {stop[item]:.6g}: its coefficients are not finite there. Use "
+            "ends inside (0, 1), or a classical method with kind='difference', 'angular' or "
+            "'velocity'"
+        )

@@ -123,7 +123,7 @@ class Stepper:
         self, step: int, x: Tensor, prediction: Tensor, draws: Draws, rows: Tensor | None
     ) -> Tensor:
         """What the leaf is in the end, from the prediction `wants_last` at the last time."""
-        return prediction
+        return prediction.to(x.dtype)
 
 
 def stepper_for(path: Path) -> type[Stepper]:

@@ -112,7 +112,7 @@ _NOISE_END = f"{_EVENLY}; alpha must not vanish at the start"
 _MULTIPLES = "; numbers of steps that are multiples of the order"
 _VELOCITY = {"kind": "velocity", "grid": "uniform_time"}
 _NO_END = (
-    "The network is evaluated at the end, where sigma must not vanish unless it predicts velocity."
+    "The network is evaluated at the end: where sigma vanishes there, it should predict velocity."
 )
 
 TABLE: dict[str, Preset] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-__all__ = ["bar", "blame", "finite", "recomputing"]
+__all__ = ["blame", "finite", "progress_bar", "recomputing"]
 
 
 def _good(leaf: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def _good(leaf: Tensor) -> Tensor:
 
 def finite(leaves: Sequence[Tensor]) -> bool:
     """Whether all leaves are finite everywhere; one look at the device."""
-    return all(bool(_good(leaf).all()) for leaf in leaves)
+    return bool(torch.stack([_good(leaf).all() for leaf in leaves]).all())
 
 
 def blame(plan: Any, denoiser: Any, carry: Any) -> None:
@@ -27,15 +28,22 @@ def blame(plan: Any, denoiser: Any, carry: Any) -> None:
     items = getattr(carry.noise, "items", None)
 
     def found(carry: Any, when: str, t: Any = None) -> None:
-        for name, leaf in zip(plan.names, carry.leaves, strict=True):
-            bad = ~_good(leaf).flatten(1).all(1)
+        for name, path, leaf in zip(plan.names, plan.paths, carry.leaves, strict=True):
+            bad = ~_good(leaf).unsqueeze(-1).flatten(1).all(1)
             if bool(bad.any()):
                 row = int(bad.nonzero()[0, 0])
                 item = row if items is None else int(items[row])
                 if t is not None:
-                    when += (
-                        f" (evaluated at t = {float(t if isinstance(t, float) else t[row]):.6g})"
+                    time = float(t if isinstance(t, float) else t[row])
+                    gone = [
+                        end for end in ("alpha", "sigma") if getattr(path.schedule, end)(time) == 0
+                    ]
+                    why = (
+                        f", where {gone[0]} = 0 and some kinds of prediction are infinite"
+                        if gone
+                        else ""
                     )
+                    when += f" (evaluated at t = {time:.6g}{why})"
                 raise FloatingPointError(
                     f"leaf '{name}' of item {item} (row {row}; {int(bad.sum())} of {len(bad)} "
                     f"items) is not finite {when}: look at the network there, or use a gentler "
@@ -62,12 +70,14 @@ def recomputing(denoiser: Any) -> Callable[..., Any]:
             return recompute(denoiser, state, t, condition, to, use_reentrant=False)
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(denoiser, name)
+            found = getattr(denoiser, name)
+            # Of two networks, see `sci.denoiser.Joined`.
+            return partial(recompute, found, use_reentrant=False) if name == "both" else found
 
     return Recomputing()
 
 
-def bar(total: int) -> Any:
+def progress_bar(total: int) -> Any:
     """A progress bar over steps."""
     from tqdm.auto import tqdm
 

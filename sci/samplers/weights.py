@@ -51,6 +51,7 @@ from typing import Any
 import numpy as np
 
 from sci.paths import Path
+from sci.samplers.coordinates import Coordinate
 
 __all__ = ["ENGINE_KINDS", "Coefficients", "coefficients", "usable"]
 
@@ -257,7 +258,7 @@ def _integrate(
     ends = path.schedule.log_snr(start), path.schedule.log_snr(stop)
     if variable == "S" and not tau:
         at, mass = _quadrature(_variable(path, kind, "S", start), _variable(path, kind, "S", stop))
-        density = mass * _scale(path, kind, stop)
+        density = mass * Coordinate(path, kind).scale(stop)
         where = at
     elif np.isfinite(ends[0]).all() and np.isfinite(ends[1]).all():
         log_snr, mass = _quadrature(*ends)
@@ -268,14 +269,8 @@ def _integrate(
             where = log_snr if variable == "log_snr" else _integral(kind, log_snr)
     else:
         where, mass = _quadrature(start, stop)
-        schedule = path.schedule
-        alpha, sigma = schedule.alpha(where), schedule.sigma(where)
-        turn = schedule.alpha_dot(where) * sigma - alpha * schedule.sigma_dot(where)
-        if kind == "difference":
-            rate = turn / (alpha + sigma) ** 2
-        else:
-            rate = -turn / (alpha**2 + sigma**2)
-        density = mass * rate * _scale(path, kind, stop)
+        leaf = Coordinate(path, kind)
+        density = mass * leaf.slope(where) * leaf.scale(stop)
     weights = []
     for this, place in enumerate(places):
         basis = np.ones_like(where)
@@ -290,16 +285,6 @@ def _quadrature(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Points and masses on [low, high], each (40, B)."""
     half = 0.5 * (high - low)
     return low + half * (_POINTS[:, None] + 1.0), half * _MASSES[:, None]
-
-
-def _scale(path: Path, kind: str, t: np.ndarray) -> np.ndarray:
-    """c(t)."""
-    if kind == "velocity":
-        return np.ones_like(t)
-    alpha, sigma = path.schedule.alpha(t), path.schedule.sigma(t)
-    if kind in ("data", "noise"):
-        return sigma if kind == "data" else alpha
-    return alpha + sigma if kind == "difference" else np.hypot(alpha, sigma)
 
 
 def _density(
@@ -317,9 +302,9 @@ def _density(
     if kind == "noise":
         return -gain * path.schedule.sigma(stop) * np.exp(last - log_snr)
     if kind == "difference":
-        return 0.25 * _scale(path, kind, stop) / np.cosh(0.5 * log_snr) ** 2
+        return 0.25 * Coordinate(path, kind).scale(stop) / np.cosh(0.5 * log_snr) ** 2
     if kind == "angular":
-        return -0.5 * _scale(path, kind, stop) / np.cosh(log_snr)
+        return -0.5 * Coordinate(path, kind).scale(stop) / np.cosh(log_snr)
     t = path.schedule.time(log_snr)
     schedule = path.schedule
     rise = schedule.alpha_dot(t) / schedule.alpha(t) - schedule.sigma_dot(t) / schedule.sigma(t)
