@@ -34,7 +34,9 @@ def same(p: Tensor, q: Tensor, tolerance: float = 1e-12) -> bool:
     return float((1 - (p * q).sum(-1).abs()).abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("path, rate", list(zip(PATHS, RATES, strict=True)), ids=str)
+@pytest.mark.parametrize(
+    ("path", "rate"), list(zip(PATHS, RATES, strict=True)), ids=[str(path) for path in PATHS]
+)
 def test_the_state_has_gone_the_rate_of_the_way(path: GeodesicPath, rate) -> None:
     source, data = ends()
     whole = quat.angle(source, data)
