@@ -330,8 +330,10 @@ class MendedGDSS(Model):
         if request.sampler not in ("default", "untuned"):
             return samplers.preset(request.sampler, **settings)
         noisy = request.guided or request.steps >= 40
-        settings.setdefault("stochasticity", 1.0 if noisy else 0.0)
-        return samplers.Multistep(kind="data", order=2, rule="half", **settings)
+        # Chosen on held-out training molecules, see docs/choosing_a_sampler.md.
+        if settings.setdefault("stochasticity", 1.0 if noisy else 0.0):
+            return samplers.sde_dpmpp_2m(**settings)
+        return samplers.default(**settings)
 
     def _takes_tuned(self, request: MendedGDSSRequest) -> bool:
         """Whether a request is for a sampler that was fitted to the model."""

@@ -102,8 +102,8 @@ def preset(name: str, steps: int | None = None, **changes: Any) -> Any:
 def default(steps: int = 20, exact: bool = False, **changes: Any) -> Multistep:
     """Our recommendation.
 
-    Trained networks: order 2 in the kind data, steps equal in the angle, falling order at the end,
-    and the data prediction as the last evaluation. Exact scores (analytic, teachers): order 4 with
+    Trained networks: order 3 with a corrector in the kind data (UniPC), steps equal in the angle,
+    falling order at the end, and the data prediction as the last evaluation. Exact scores (analytic, teachers): order 4 with
     a corrector in the angle, on steps that are graded towards the data and end at sigma = 0; up to
     20 steps the last one has order 1.
 
@@ -124,4 +124,4 @@ def default(steps: int = 20, exact: bool = False, **changes: Any) -> Multistep:
         }
         return preset("abm", steps, **{**settings, **changes})
     trained = {"grid": "uniform_angle", "final": "data", "lower_final": True}
-    return preset("dpmpp_2m", steps, **{**trained, **changes})
+    return preset("unipc", steps, **{"order": min(3, steps), **trained, **changes})

@@ -229,9 +229,9 @@ def test_tuned_samplers_are_preferred_where_there_are_some():
 
     model.tuned = {4: Fitted()}
     fitted, plain = (model.sampler(model.request(steps=4, sampler=s)) for s in ("tuned", "untuned"))
-    assert fitted.order == 1 and plain.order == 2
+    assert fitted.order == 1 and plain.order == 3
     assert model.sampler(model.request(steps=4)).order == 1
-    assert model.sampler(model.request(steps=5)).order == 2
+    assert model.sampler(model.request(steps=5)).order == 3
     assert model.sampler(model.request(steps=4, stochasticity=0.5)).order == 2
     assert model.sampler(model.request(steps=4, scaffold="CC")).order == 2
     assert model.sample(2, steps=4, progress=False).attrs["sampler"] == "tuned"
