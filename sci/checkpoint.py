@@ -22,7 +22,7 @@ from sci import files
 from sci.fields import build, plain, unknown
 
 if TYPE_CHECKING:
-    from sci.tuning.tuned import Tuned
+    from sci.samplers.tuned import Tuned
 
 __all__ = [
     "FORMAT_VERSION",
@@ -191,7 +191,7 @@ def read_samplers(folder: Path, weights: str) -> dict[int, Tuned]:
     path = folder / "samplers.json"
     if not path.is_file():
         return {}
-    from sci.tuning.tuned import Tuned
+    from sci.samplers.tuned import Tuned
 
     entries = files.read_json(path)
     version = entries.get("format_version")

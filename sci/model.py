@@ -27,7 +27,7 @@ from sci.noise import Noise
 
 if TYPE_CHECKING:
     from sci.samplers import Multistep
-    from sci.tuning.tuned import Tuned
+    from sci.samplers.tuned import Tuned
 
 __all__ = [
     "Model",

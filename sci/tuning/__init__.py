@@ -5,7 +5,7 @@
 model.
 """
 
+from sci.samplers.tuned import Tuned, table
 from sci.tuning.fit import tune, tune_model
-from sci.tuning.tuned import Tuned, table
 
 __all__ = ["Tuned", "table", "tune", "tune_model"]

@@ -35,9 +35,9 @@ from sci.paths import Path
 from sci.samplers import Multistep, default
 from sci.samplers.linear import LinearStepper
 from sci.samplers.stepper import stepper_for
+from sci.samplers.tuned import SETTINGS, Tuned
 from sci.tuning.search import MEASURES, Search, spelled, times_of
 from sci.tuning.trajectories import FIRST_ITEM, Bench, batches
-from sci.tuning.tuned import SETTINGS, Tuned
 
 if TYPE_CHECKING:
     from sci.model import Model, Problem

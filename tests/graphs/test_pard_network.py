@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sci.graphs.pairs import pair_index
-from sci.graphs.pard_layers import BlockLayout, Trunk
+from sci.graphs.pard_layers import Trunk
+from sci.graphs.pard_layout import BlockLayout
 from sci.graphs.pard_network import BlockNetwork, DenoisingNetwork, NetworkSize
 
 TINY = NetworkSize(depth=2, node_width=16, pair_width=8, heads=4)
