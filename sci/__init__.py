@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sci.paths import Interpolant as Interpolant
     from sci.report import Report as Report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _FOLDERS = ("graphs", "proteins", "pde", "timeseries", "cells", "datasets")
 _MODULES = (

@@ -103,9 +103,9 @@ def default(steps: int = 20, exact: bool = False, **changes: Any) -> Multistep:
     """Our recommendation.
 
     Trained networks: order 3 with a corrector in the kind data (UniPC), steps equal in the angle,
-    falling order at the end, and the data prediction as the last evaluation. Exact scores (analytic, teachers): order 4 with
-    a corrector in the angle, on steps that are graded towards the data and end at sigma = 0; up to
-    20 steps the last one has order 1.
+    falling order at the end, and the data prediction as the last evaluation. Exact scores
+    (analytic, teachers): order 4 with a corrector in the angle, on steps that are graded towards
+    the data and end at sigma = 0; up to 20 steps the last one has order 1.
 
     Arguments:
         steps: network evaluations an item.
