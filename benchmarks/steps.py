@@ -59,6 +59,18 @@ SAMPLERS: dict[str, Make] = {
     "ancestral": named("ancestral"),
     "sde_dpmpp_2m": named("sde_dpmpp_2m"),
 }
+# What is drawn, and how: the best in black, stochastic samplers dashed.
+DRAWN: dict[str, dict[str, Any]] = {
+    "unipc 3": {"color": "black", "linewidth": 2.5, "markersize": 5},
+    "abm 3": {"color": "tab:red", "linewidth": 1.4, "markersize": 4},
+    "default()": {"color": "tab:blue", "linewidth": 1.4, "markersize": 4},
+    "dpmpp_2m": {"color": "tab:orange", "linewidth": 1.4, "markersize": 4},
+    "heun": {"color": "tab:green", "linewidth": 1.4, "markersize": 4},
+    "dpm_solver 3": {"color": "tab:purple", "linewidth": 1.4, "markersize": 4},
+    "ddim": {"color": "tab:gray", "linewidth": 1.4, "markersize": 4},
+    "sde_dpmpp_2m": {"color": "tab:pink", "linewidth": 1.4, "markersize": 4, "linestyle": "--"},
+    "ancestral": {"color": "tab:brown", "linewidth": 1.4, "markersize": 4, "linestyle": "--"},
+}
 _STOCHASTIC = ("ancestral", "sde_")
 
 
@@ -84,6 +96,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> tuple[Report, str]:
     """The table, and the name of its quality column."""
     model = sci.load(options.model)
+    model.tuned = {}  # fitted samplers play no part, and must not change the digest
     kept = options.out.with_suffix(".json")
     settings = [options.model, model.digest(), options.n, options.seed]
     known: dict[str, Any] = {}
@@ -193,28 +206,37 @@ def _judge(model: Any) -> tuple[Callable[[Any], dict[str, float]], str, dict[str
 
 
 def picture(report: Report, quality: str, path: Path) -> None:
-    """Quality and distance against evaluations, one line a sampler."""
+    """Quality and distance against evaluations for the main samplers."""
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     lines: dict[str, list[dict[str, Any]]] = {}
     for key, row in report.rows.items():
         lines.setdefault(key.rsplit(" @ ", 1)[0], []).append(dict(row))
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), constrained_layout=True)
-    colours = pyplot.colormaps["tab20"]
-    for place, (name, rows) in enumerate(lines.items()):
-        style = {"color": colours(place % 20), "marker": "o", "markersize": 3, "linewidth": 1.2}
+    shown = [name for name in DRAWN if name in lines]
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
+    for name in shown:
         for axis, column in zip(axes, (quality, "distance"), strict=True):
-            points = [(r["evaluations"], r[column]) for r in rows if r.get(column) is not None]
+            points = [(r["evaluations"], r[column]) for r in lines[name] if column in r]
             if points:
-                axis.plot(*zip(*sorted(points), strict=True), label=name, **style)
+                axis.plot(*zip(*sorted(points), strict=True), label=name, marker="o", **DRAWN[name])
     for axis, label in zip(axes, (quality, "distance from the fine flow"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=label)
+        axis.xaxis.set_major_locator(ticker.FixedLocator([5, 8, 10, 20, 50, 100, 200]))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7, ncols=2)
-    figure.suptitle(report.title)
+        axis.spines[["top", "right"]].set_visible(False)
+    low, high = axes[0].get_ylim()
+    ticks = [f * 10.0**e for e in range(-4, 2) for f in (1, 1.5, 2, 3, 5, 7)]
+    axes[0].yaxis.set_major_locator(ticker.FixedLocator([y for y in ticks if low < y < high]))
+    axes[0].yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(report.title, fontsize=11)
     figure.savefig(path, dpi=130)
 
 
