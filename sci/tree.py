@@ -13,6 +13,7 @@ structure.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,8 +138,18 @@ def flatten(tree: Any, leaf: type | tuple[type, ...] = Tensor) -> tuple[list[Any
     """
     if isinstance(tree, leaf):
         return [tree], _LEAF
-    found: list[Any] = []
+    if type(tree) is dict:
+        found = list(tree.values())
+        if found and all(isinstance(value, leaf) for value in found):
+            return found, _flat_dict(tuple(tree))
+    found = []
     return found, _structure(tree, leaf, found, "")
+
+
+@functools.lru_cache(maxsize=256)
+def _flat_dict(keys: tuple[Any, ...]) -> Structure:
+    """The structure of a dict of leaves: the commonest one, asked for at every evaluation."""
+    return Structure(dict, keys, (_LEAF,) * len(keys))
 
 
 def _structure(tree: Any, leaf: Any, found: list[Any], where: str) -> Structure:

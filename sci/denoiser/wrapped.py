@@ -277,7 +277,7 @@ def aligned(outputs: Any, structure: tree.Structure) -> list[Tensor]:
         ValueError: when the names differ.
     """
     found, given = tree.flatten(outputs)
-    if given == structure or given.names == structure.names:
+    if given is structure or given == structure or given.names == structure.names:
         return found
     if set(given.names) != set(structure.names):
         raise ValueError(f"expected the leaves {structure.names} (the state's), got {given.names}")
