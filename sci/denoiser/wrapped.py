@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sci import tree
 from sci.paths import Path
+from sci.schedules import Schedule
 
 __all__ = ["Retimed", "Wrapped"]
 
@@ -254,13 +256,20 @@ def before_data(
         return t
     last = 1.0
     for x, path, kind, target in zip(leaves, paths, kinds, wanted, strict=True):
-        if kind != "data" or target in ("data", "logits") or path.schedule.sigma(1.0) > 0:
-            continue
-        precision = min(torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps)
-        last = min(last, path.schedule.time(-0.5 * math.log(precision)))
+        if kind == "data" and target not in ("data", "logits"):
+            last = min(last, _last_time(path.schedule, x.dtype))
     if last == 1.0:
         return t
     return t.clamp(max=last) if isinstance(t, Tensor) else min(t, last)
+
+
+@functools.lru_cache(maxsize=256)
+def _last_time(schedule: Schedule, dtype: torch.dtype) -> float:
+    """Where sigma / alpha is the root of the precision; 1 where sigma never vanishes."""
+    if schedule.sigma(1.0) > 0:
+        return 1.0
+    precision = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return schedule.time(-0.5 * math.log(precision))
 
 
 def wanted_kinds(to: Any, structure: tree.Structure) -> list[str]:
