@@ -108,8 +108,8 @@ class MendedGDSSRequest:
             none and for guided requests, that of :meth:`MendedGDSS.sampler`; ``"tuned"`` and ``"untuned"`` insist on
             the one or the other; or the name of a preset of :mod:`sci.samplers`.
         stochasticity: Noise of the sampler, tau >= 0: 0 follows the probability-flow ODE, 1 the reverse SDE;
-            None takes the preset's own, and for the untuned default 0 below 40 steps, 1 from there on and for
-            guided requests, whose errors the noise mends.
+            None takes the preset's own, and for the untuned default 1 for molecules in 40 steps or more and for
+            guided requests, whose errors the noise mends, else 0.
         size: Number of nodes of every graph; None draws it from the training law.
         precision: ``"bfloat16"`` runs the network under autocast, meant for GPUs: on a CPU it is no
             faster. The class probabilities are then rounded to two or three digits.
@@ -329,7 +329,7 @@ class MendedGDSS(Model):
             return samplers.adaptive(steps=request.steps, start=start, stop=stop, final="data")
         if request.sampler not in ("default", "untuned"):
             return samplers.preset(request.sampler, **settings)
-        noisy = request.guided or request.steps >= 40
+        noisy = request.guided or (request.steps >= 40 and bool(self.config.atoms))
         # Chosen on held-out training molecules, see docs/choosing_a_sampler.md.
         if settings.setdefault("stochasticity", 1.0 if noisy else 0.0):
             return samplers.sde_dpmpp_2m(**settings)
