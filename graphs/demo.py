@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sci.demo import Section
 
@@ -12,6 +15,8 @@ __all__ = ["demo"]
 
 _MOLECULES = 1000
 _GRAPHS = 12
+_GUIDED = 100
+_TARGETS = (-1.0, 1.0, 2.5)
 
 
 def demo(folder: Path) -> Iterator[Section]:
@@ -24,6 +29,7 @@ def demo(folder: Path) -> Iterator[Section]:
         folder: The folder of the tour.
     """
     yield _molecules(folder)
+    yield _guided()
     for name, text in (
         ("gdss-community-small", "Graphs of two communities, 12 to 20 nodes."),
         ("gdss-ego-small", "Neighbourhoods in a citation network, 4 to 17 nodes."),
@@ -54,6 +60,37 @@ def _molecules(folder: Path) -> Section:
         f"evaluations each, {seconds:.1f} CPU seconds in all. The same molecules are in molecules.smi, "
         "molecules.sdf and molecules.h5 beside this page.",
         parts=[("The first 24, as generated; none was picked.", picture), report],
+    )
+
+
+def _guided() -> Section:
+    import sci
+    from sci.graphs import descriptors, plots
+    from sci.report import Report
+
+    model = sci.load("gdss-qm9")
+    completed = model.sample(_GRAPHS, seed=0, scaffold="*C1CO1")
+    oxirane = range(3)  # a scaffold's atoms come first
+    picture = plots.molecule_grid(completed, _GRAPHS, 6, highlight=[oxirane] * _GRAPHS)
+    rows: dict[str, dict[str, Any]] = {}
+    for target in (None, *_TARGETS):
+        wish: dict[str, Any] = {} if target is None else {"targets": {"logp": target}}
+        molecules = model.sample(_GUIDED, seed=0, **wish)
+        found = descriptors.measure(molecules, ["logp"])[:, 0]
+        rows["unguided" if target is None else f"logP {target:g}"] = {
+            "logP": (float(np.nanmean(found)), float(np.nanstd(found))),
+            "validity": float(molecules.valid.mean()),
+            "evaluations": float(molecules.attrs["nfe"]),
+        }
+    report = Report(
+        f"{_GUIDED} molecules a row",
+        rows,
+        {"logP": "Crippen's, by RDKit: mean and standard deviation", "sampling seed": 0},
+    )
+    return Section(
+        "Steered",
+        "The same model, unchanged: molecules that keep a given part, and molecules of a wanted logP.",
+        parts=[("Completions of an oxirane, none picked.", picture), report],
     )
 
 
